@@ -1,0 +1,10 @@
+//! The policy kinds of `portcullis.dev/v1alpha1`, as people write them.
+
+mod identity_policy;
+
+pub use identity_policy::*;
+
+/// API group of our kinds.
+pub const GROUP: &str = "portcullis.dev";
+/// Label of a Namespace, and annotation of a NetworkPolicy, that sets the mode: `enforce`, `audit` or `off`.
+pub const MODE_KEY: &str = "portcullis.dev/mode";

@@ -1,0 +1,1 @@
+//! The only place that names aya: loads programs, adopts pinned maps, writes desired state.

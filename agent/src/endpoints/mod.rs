@@ -1,0 +1,1 @@
+//! Host-side interfaces of pods, from rtnetlink.

@@ -1,0 +1,1 @@
+//! Principals, classes and who owns an address.

@@ -1,0 +1,1 @@
+//! The Prometheus collector and the health endpoints.

@@ -1,0 +1,158 @@
+//! The trimmed objects.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
+
+use crate::api::IdentityPolicySpec;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// A kind that a source delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` ServiceAccount.
+    ServiceAccount,
+    /// `v1` Node.
+    Node,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
+    /// `portcullis.dev/v1alpha1` IdentityPolicy.
+    IdentityPolicy,
+}
+
+/// What names an object: kind, namespace (empty for cluster-scoped kinds) and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Its namespace, or empty.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// An object of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A pod.
+    Pod(Pod),
+    /// A namespace.
+    Namespace(Namespace),
+    /// A service account.
+    ServiceAccount(ServiceAccount),
+    /// A node.
+    Node(Node),
+    /// A network policy.
+    NetworkPolicy(NetworkPolicy),
+    /// An identity policy.
+    IdentityPolicy(IdentityPolicy),
+}
+
+/// A pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pod {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID; two pods of the same name differ in it. The manifests source uses `namespace/name` where a file gives none.
+    pub uid: String,
+    /// `spec.serviceAccountName`, `default` where absent.
+    pub service_account: String,
+    /// Labels.
+    pub labels: Labels,
+    /// `spec.nodeName`; empty while unscheduled, and in manifests that do not say.
+    pub node: String,
+    /// `spec.hostNetwork`: the pod is its node.
+    pub host_network: bool,
+    /// Phase `Succeeded` or `Failed`: the addresses in its status may belong to another pod by now.
+    pub finished: bool,
+    /// `status.podIPs`, or `status.podIP`.
+    pub addresses: Vec<IpAddr>,
+    /// Seconds since the epoch at which its sandbox started: `lastTransitionTime` of condition
+    /// `PodReadyToStartContainers` (when `True`), else `status.startTime`, else creation, else 0. Decides who owns an
+    /// address that two pods claim.
+    pub sandbox_started: i64,
+    /// Named ports of containers and restartable init containers: name, IANA protocol number, port.
+    pub named_ports: Vec<(String, u8, u16)>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Namespace {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+}
+
+/// A service account.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceAccount {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+    /// `status.addresses` that are addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`, or `spec.podCIDR`.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A NetworkPolicy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NetworkPolicy {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Value of the annotation [`crate::api::MODE_KEY`], as written.
+    pub mode: Option<String>,
+    /// The specification, as the API defines it.
+    pub spec: NetworkPolicySpec,
+}
+
+/// An IdentityPolicy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityPolicy {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// The specification.
+    pub spec: IdentityPolicySpec,
+}
+
+impl Object {
+    /// What names the object.
+    pub fn key(&self) -> ObjectKey {
+        let (kind, namespace, name) = match self {
+            Self::Pod(o) => (ObjectKind::Pod, o.namespace.as_str(), &o.name),
+            Self::Namespace(o) => (ObjectKind::Namespace, "", &o.name),
+            Self::ServiceAccount(o) => (ObjectKind::ServiceAccount, o.namespace.as_str(), &o.name),
+            Self::Node(o) => (ObjectKind::Node, "", &o.name),
+            Self::NetworkPolicy(o) => (ObjectKind::NetworkPolicy, o.namespace.as_str(), &o.name),
+            Self::IdentityPolicy(o) => (ObjectKind::IdentityPolicy, o.namespace.as_str(), &o.name),
+        };
+        ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Network namespaces and tools for the privileged tests.
