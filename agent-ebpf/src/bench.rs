@@ -1,0 +1,1 @@
+//! programs for the benchmark
