@@ -82,6 +82,8 @@ pub mod config {
     pub const EVENT_RATE: u32 = 5;
     /// How many counter slots there are.
     pub const SLOT_CAPACITY: u32 = 6;
+    /// Not `0`: an address or prefix found no room, so addresses that no map knows may be anybody's and are denied.
+    pub const OVERFLOW: u32 = 7;
     /// How many words the map has.
     pub const WORDS: u32 = 16;
 }

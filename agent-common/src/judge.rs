@@ -3,7 +3,7 @@
 //! Pure over [`Maps`]: the same procedure runs in the kernel and on the host. It works on flows, not packets: `opener`
 //! says which way the flow was opened, whichever way the packet at hand goes.
 
-use crate::abi::{Addr6, ENDPOINT_PROBES, ENDPOINT_SLOTS, Endpoint, endpoint_flags};
+use crate::abi::{Addr6, ENDPOINT_PROBES, ENDPOINT_SLOTS, Endpoint, config, endpoint_flags};
 use crate::flow::origin;
 use crate::identity::{Identity, Kind};
 use crate::packet::Address;
@@ -100,8 +100,14 @@ impl Family for V6 {
     }
 }
 
+/// The configuration words.
+pub trait Config {
+    /// The word at an index of [`config`]; `0` if there is none.
+    fn config(&self, word: u32) -> u32;
+}
+
 /// The maps that a judgement reads.
-pub trait Maps<F: Family>: PolicyMaps {
+pub trait Maps<F: Family>: PolicyMaps + Config {
     /// Who has exactly this address.
     fn exact(&self, address: F::Address) -> Option<Identity>;
     /// Whose longest prefix contains the address; asked only when there is no exact entry.
@@ -111,12 +117,19 @@ pub trait Maps<F: Family>: PolicyMaps {
 }
 
 /// Who is behind an address; what no map knows is the world.
+///
+/// While an address had no room in the maps, one that is not found may be it: it gets an identity of no kind, for which
+/// there are no rows, and so is denied.
 #[inline(always)]
 pub fn identify<F: Family, M: Maps<F>>(maps: &M, address: F::Address) -> Identity {
-    match maps.exact(address) {
-        Some(identity) => identity,
-        None => maps.prefix(address).unwrap_or(Identity::WORLD),
+    if let Some(identity) = maps.exact(address) {
+        return identity;
     }
+    let identity = maps.prefix(address).unwrap_or(Identity::WORLD);
+    if maps.config(config::OVERFLOW) != 0 {
+        return Identity { peer: 0, kind: 0, ..identity };
+    }
+    identity
 }
 
 /// The slot and the endpoint of an interface.

@@ -7,7 +7,7 @@ use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoin
 use crate::event::Event;
 use crate::flow::{Flow, FlowKey, TOUCH_EVERY, expired, key_of, next_state, origin, state, timeout_of};
 use crate::identity::Kind;
-use crate::judge::{Family, Maps, Metadata, Question, identify, is_local, judge, needs_opening, origin_of};
+use crate::judge::{Config, Family, Maps, Metadata, Question, identify, is_local, judge, needs_opening, origin_of};
 use crate::packet::{FragmentPart, IcmpRole, Parsed, tcp};
 use crate::policy::{Decision, protocol};
 use crate::reason::{Direction, Reason, Verdict};
@@ -22,14 +22,8 @@ pub trait FlowRef {
     fn advance(&self, state: u8, timeout: u32);
 }
 
-/// The configuration words.
-pub trait Config {
-    /// The word at an index of [`config`]; `0` if there is none.
-    fn config(&self, word: u32) -> u32;
-}
-
 /// Everything that the walk reads and writes.
-pub trait Datapath<F: Family>: Maps<F> + Config {
+pub trait Datapath<F: Family>: Maps<F> {
     /// An entry of a flow table.
     type Flow: FlowRef;
     /// Jiffies.

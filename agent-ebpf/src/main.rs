@@ -18,11 +18,11 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use portcullis_common::abi::{Endpoint, Mode, config, endpoint_flags};
 use portcullis_common::flow::key_of;
-use portcullis_common::judge::{Family, Maps, V4, V6, endpoint_of};
+use portcullis_common::judge::{Config, Family, Maps, V4, V6, endpoint_of};
 use portcullis_common::packet::{
     FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
-use portcullis_common::process::{Action, Config, Datapath, Step, Transit, admit, decide, known_flow, prepare, refuse};
+use portcullis_common::process::{Action, Datapath, Step, Transit, admit, decide, known_flow, prepare, refuse};
 use portcullis_common::reason::{Direction, Reason};
 
 use crate::maps::{WORK4, WORK6};

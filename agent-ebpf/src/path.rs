@@ -10,9 +10,9 @@ use portcullis_common::abi::{Addr6, Endpoint, Fragment, FragmentKey, PairKey, co
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
-use portcullis_common::judge::{Maps, V4, V6};
+use portcullis_common::judge::{Config, Maps, V4, V6};
 use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey};
-use portcullis_common::process::{Config, Datapath, FlowRef};
+use portcullis_common::process::{Datapath, FlowRef};
 use portcullis_common::reason::{Direction, Reason, Verdict};
 
 use crate::maps::*;
