@@ -171,7 +171,7 @@ mod tests {
         fs::remove_dir_all(&folder).unwrap();
         assert_eq!(read, state);
         assert_eq!(read.principal(16), "shop/api");
-        assert_eq!(read.principal(3), "world");
+        assert_eq!(read.principal(4), "world");
         assert_eq!(read.principal(99), "#99");
         assert_eq!(read.principal(0), "#0");
     }
