@@ -46,7 +46,7 @@ impl ConvertError {
         }
     }
 
-    fn invalid(field: String, value: impl ToString, expected: &'static str) -> Self {
+    fn invalid(field: String, value: &impl ToString, expected: &'static str) -> Self {
         Self::Invalid { field, value: value.to_string(), expected }
     }
 }
@@ -199,12 +199,12 @@ fn pod_addresses(status: &core::PodStatus) -> Result<Vec<IpAddr>, ConvertError> 
 fn parse_address(field: String, value: &str) -> Result<IpAddr, ConvertError> {
     match value.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical()),
-        Err(_) => Err(ConvertError::invalid(field, value, "an IP address")),
+        Err(_) => Err(ConvertError::invalid(field, &value, "an IP address")),
     }
 }
 
 fn parse_cidr(field: String, value: &str) -> Result<IpNet, ConvertError> {
-    value.parse().map_err(|_| ConvertError::invalid(field, value, "a CIDR such as 10.0.0.0/24"))
+    value.parse().map_err(|_| ConvertError::invalid(field, &value, "a CIDR such as 10.0.0.0/24"))
 }
 
 fn sandbox_started(status: &core::PodStatus, metadata: &ObjectMeta) -> i64 {
@@ -235,12 +235,12 @@ fn named_ports(spec: &core::PodSpec) -> Result<Vec<(String, u8, u16)>, ConvertEr
                 Some("UDP") => protocol::UDP,
                 Some("SCTP") => protocol::SCTP,
                 Some(other) => {
-                    return Err(ConvertError::invalid(field("protocol"), other, "TCP, UDP or SCTP"));
+                    return Err(ConvertError::invalid(field("protocol"), &other, "TCP, UDP or SCTP"));
                 }
             };
             let number = u16::try_from(port.container_port).ok().filter(|port| *port != 0);
             let number = number.ok_or_else(|| {
-                ConvertError::invalid(field("containerPort"), port.container_port, "a port from 1 to 65535")
+                ConvertError::invalid(field("containerPort"), &port.container_port, "a port from 1 to 65535")
             })?;
             ports.push((name, protocol, number));
         }

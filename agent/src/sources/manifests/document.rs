@@ -363,7 +363,7 @@ text: |
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for i in 1..12 {
             let before = format!("*a{}", i - 1);
-            text += &format!("a{i}: &a{i} [{}]\n", vec![before; 10].join(", "));
+            text.extend([format!("a{i}: &a{i} ["), vec![before; 10].join(", "), "]\n".to_owned()]);
         }
         assert!(read_yaml(&text).is_err());
     }

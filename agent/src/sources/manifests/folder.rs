@@ -103,7 +103,7 @@ impl Folder {
     pub fn resolve(&self) -> Resolved {
         let mut resolved = Resolved::default();
         let mut owners: BTreeMap<&ObjectKey, &Path> = BTreeMap::new();
-        let keyed: Vec<(&Path, Vec<(ObjectKey, &Arc<Object>)>)> = self
+        let keyed: Vec<(&Path, Vec<_>)> = self
             .files
             .iter()
             .map(|(path, file)| {

@@ -15,7 +15,9 @@ impl Scanned {
     fn new(files: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let scanned = Self { directory, folder: Folder::default(), in_force: Objects::new(), synced: false };
-        files.iter().for_each(|(name, text)| scanned.write(name, text));
+        for (name, text) in files {
+            scanned.write(name, text);
+        }
         scanned
     }
 

@@ -139,7 +139,7 @@ impl Gathered {
         match event.kind {
             // Our own reading makes such events.
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
-                event.paths.iter().for_each(|path| drop(self.writing.remove(path)));
+                self.writing.retain(|path| !event.paths.contains(path));
             }
             EventKind::Access(_) => return,
             EventKind::Modify(ModifyKind::Data(_)) => {
@@ -152,7 +152,7 @@ impl Gathered {
                 self.writing.extend(event.paths.into_iter().filter(is_ours).filter(empty));
             }
             EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
-                event.paths.iter().for_each(|path| drop(self.writing.remove(path)));
+                self.writing.retain(|path| !event.paths.contains(path));
             }
             _ => {}
         }
