@@ -395,6 +395,9 @@ fn transport<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: u32, end: u32
     match parsed.protocol {
         protocol::TCP => {
             let Some(header) = packet.load::<14>(at) else { return Err(short) };
+            if room < 20 {
+                return Err(short);
+            }
             let length = u32::from(header[12] >> 4) * 4;
             if length < 20 {
                 return Err(Reason::Malformed);

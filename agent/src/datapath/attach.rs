@@ -65,7 +65,7 @@ pub fn load(ebpf: &mut Ebpf, direction: Direction) -> Result<u32, DatapathError>
     program.info().map(|info| info.id()).map_err(|error| failed(describe(&error)))
 }
 
-fn classifier(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, DatapathError> {
+pub(super) fn classifier(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, DatapathError> {
     let name = program_name(direction);
     let failed = |error: String| DatapathError::Program { what: "find", program: name, place: String::new(), error };
     let program = ebpf.program_mut(name).ok_or_else(|| failed("the object does not have it".to_owned()))?;
@@ -73,7 +73,7 @@ fn classifier(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassif
 }
 
 /// An error with its causes.
-fn describe(error: &dyn std::error::Error) -> String {
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

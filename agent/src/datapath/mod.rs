@@ -13,6 +13,7 @@ pub mod inspect;
 mod kernel;
 mod pins;
 mod ports;
+pub mod probe;
 mod rows;
 mod sizes;
 pub mod sys;
