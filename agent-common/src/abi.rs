@@ -45,6 +45,8 @@ pub mod names {
     pub const COUNTERS: &str = "COUNTERS";
     /// [`super::PairKey`] to counter slot.
     pub const SLOTS: &str = "SLOTS";
+    /// One word: the next counter slot that is free (atomic, hence 64 bits).
+    pub const NEXT_SLOT: &str = "NEXT_SLOT";
     /// `reason * 2 + direction` to packets, per CPU.
     pub const DROPS: &str = "DROPS";
     /// [`super::FragmentKey`] to [`super::Fragment`].
@@ -59,7 +61,7 @@ pub mod names {
     /// Every pinned map.
     pub const ALL: &[&str] = &[
         CONFIG, ENDPOINTS, IPCACHE4, IPCACHE6, CIDRS4, CIDRS6, SUBJECTS, ROWS, PORTS, FLOWS4, FLOWS6, COUNTERS, SLOTS,
-        DROPS, FRAGMENTS, EVENTS, EVENT_BUDGET, NUMBERS,
+        NEXT_SLOT, DROPS, FRAGMENTS, EVENTS, EVENT_BUDGET, NUMBERS,
     ];
 }
 
@@ -78,10 +80,10 @@ pub mod config {
     pub const SAMPLE: u32 = 4;
     /// Events a second and CPU that the kernel sends at most.
     pub const EVENT_RATE: u32 = 5;
-    /// The next counter slot that is free (atomic).
-    pub const NEXT_SLOT: u32 = 6;
     /// How many counter slots there are.
-    pub const SLOT_CAPACITY: u32 = 7;
+    pub const SLOT_CAPACITY: u32 = 6;
+    /// Not `0`: an address or prefix found no room, so addresses that no map knows may be anybody's and are denied.
+    pub const OVERFLOW: u32 = 7;
     /// How many words the map has.
     pub const WORDS: u32 = 16;
 }

@@ -1,1 +1,307 @@
-//! (to be written)
+//! Flows: one tracked conversation at one endpoint, keyed from the endpoint's point of view, so that one lookup serves
+//! both directions.
+//!
+//! Values are never deleted by the programs: an LRU hash reuses entries without a grace period, so a reader may find
+//! another key's value. Each value carries a tag of its key, first in memory and read last.
+
+use crate::abi::{Addr6, map_type};
+use crate::packet::{IcmpRole, Parsed, tcp};
+use crate::policy::protocol;
+use crate::reason::Direction;
+
+/// Key of an IPv4 flow table. Ports in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct FlowKey4 {
+    /// Address of the pod.
+    pub local_be: u32,
+    /// The other address.
+    pub remote_be: u32,
+    /// Port of the pod, or the id of an ICMP echo.
+    pub local_port: u16,
+    /// The other port.
+    pub remote_port: u16,
+    /// Transport protocol.
+    pub protocol: u8,
+    /// Of an ICMP echo: `1 +` the [`Direction`] it was opened in; `0` for everything else.
+    pub echo_opener: u8,
+    /// Explicit padding, zero.
+    pub pad: [u8; 2],
+}
+
+map_type!(FlowKey4, 16, local_port = 8, protocol = 12);
+
+/// Key of an IPv6 flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct FlowKey6 {
+    /// Address of the pod.
+    pub local: Addr6,
+    /// The other address.
+    pub remote: Addr6,
+    /// Port of the pod, or the id of an ICMP echo.
+    pub local_port: u16,
+    /// The other port.
+    pub remote_port: u16,
+    /// Transport protocol.
+    pub protocol: u8,
+    /// As in [`FlowKey4`].
+    pub echo_opener: u8,
+    /// Explicit padding, zero.
+    pub pad: [u8; 2],
+}
+
+map_type!(FlowKey6, 40, local_port = 32, protocol = 36);
+
+/// Where the other side of a flow that it opened came from, if its address does not tell.
+pub mod origin {
+    /// The address tells.
+    pub const ADDRESS: u32 = 0;
+    /// The node itself.
+    pub const HOST: u32 = 1;
+    /// Outside, masqueraded to the node's address.
+    pub const WORLD: u32 = 2;
+    /// A pod of this node, masqueraded to the node's address: this plus the ifindex of its endpoint.
+    pub const ENDPOINT: u32 = 16;
+}
+
+/// Life of a flow.
+pub mod state {
+    /// Seen from the opener only.
+    pub const NEW: u8 = 0;
+    /// Answered.
+    pub const OPEN: u8 = 1;
+    /// A FIN or RST was seen; a later segment without them clears it unless both sides sent a FIN.
+    pub const CLOSING: u8 = 2;
+    /// Bits of the state byte that hold the life; the others are the FIN bits.
+    pub const LIFE: u8 = 0x0f;
+    /// The opener sent a FIN.
+    pub const FIN_OPENER: u8 = 0x10;
+    /// The other side sent a FIN.
+    pub const FIN_OTHER: u8 = 0x20;
+}
+
+/// Value of a flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Flow {
+    /// [`tag`] of the key. First in memory: a reuse of the entry writes it before the rest.
+    pub tag: u32,
+    /// The revision read before the flow was judged.
+    pub revision: u32,
+    /// When it was last used, jiffies; written at most every [`TOUCH_EVERY`].
+    pub last_seen: u64,
+    /// After how many idle jiffies it counts as absent.
+    pub timeout: u32,
+    /// Counter slot of the pair.
+    pub slot: u32,
+    /// [`origin`] of the other side.
+    pub origin: u32,
+    /// A [`crate::Verdict`]: allow or audit.
+    pub verdict: u8,
+    /// The [`Direction`] it was opened in.
+    pub opener: u8,
+    /// [`state`].
+    pub state: u8,
+    /// Explicit padding, zero.
+    pub pad: u8,
+}
+
+map_type!(Flow, 32, tag = 0, revision = 4, last_seen = 8, timeout = 16, slot = 20, origin = 24, verdict = 28);
+
+/// Jiffies between two writes of `last_seen` at the least; about a second or less at every kernel's HZ.
+pub const TOUCH_EVERY: u64 = 100;
+
+/// Idle time-outs in seconds (design, section 6).
+pub mod timeout {
+    /// TCP, answered.
+    pub const TCP: u32 = 24 * 3600;
+    /// TCP, half open.
+    pub const TCP_NEW: u32 = 60;
+    /// TCP after FIN or RST.
+    pub const TCP_CLOSING: u32 = 10;
+    /// UDP and other protocols, answered.
+    pub const UDP: u32 = 180;
+    /// UDP and other protocols, not answered.
+    pub const UDP_NEW: u32 = 30;
+    /// ICMP.
+    pub const ICMP: u32 = 30;
+}
+
+/// Idle time-out in seconds of a protocol in a state.
+#[inline(always)]
+pub const fn timeout_of(proto: u8, life: u8) -> u32 {
+    match (proto, life & state::LIFE) {
+        (protocol::TCP, state::NEW) => timeout::TCP_NEW,
+        (protocol::TCP, state::OPEN) => timeout::TCP,
+        (protocol::TCP, _) => timeout::TCP_CLOSING,
+        (protocol::ICMP | protocol::ICMPV6, _) => timeout::ICMP,
+        (_, state::NEW) => timeout::UDP_NEW,
+        _ => timeout::UDP,
+    }
+}
+
+/// The state after a packet. `from_opener`: the packet goes the way the flow was opened.
+#[inline(always)]
+pub const fn next_state(before: u8, from_opener: bool, flags: u8) -> u8 {
+    if flags & tcp::RST != 0 {
+        return before & !state::LIFE | state::CLOSING;
+    }
+    if flags & tcp::FIN != 0 {
+        let fin = if from_opener { state::FIN_OPENER } else { state::FIN_OTHER };
+        return before & !state::LIFE | fin | state::CLOSING;
+    }
+    match before & state::LIFE {
+        state::NEW if !from_opener => before | state::OPEN,
+        // Both sides have said FIN: this is the last acknowledgement.
+        state::CLOSING
+            if before & (state::FIN_OPENER | state::FIN_OTHER) != state::FIN_OPENER | state::FIN_OTHER =>
+        {
+            before & !state::LIFE | state::OPEN
+        }
+        _ => before,
+    }
+}
+
+/// Whether a flow of this age counts as absent.
+#[inline(always)]
+pub const fn expired(flow: &Flow, now: u64) -> bool {
+    now.wrapping_sub(flow.last_seen) as i64 > flow.timeout as i64
+}
+
+/// A tag of four words.
+#[inline(always)]
+const fn mix(a: u32, b: u32, c: u32, d: u32) -> u32 {
+    let x = (a as u64) << 32 | b as u64;
+    let y = (c as u64) << 32 | d as u64;
+    let z = x.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ y.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    (z >> 32) as u32 ^ z as u32
+}
+
+/// A flow key: how it is built and its tag.
+pub trait FlowKey: Copy + core::fmt::Debug {
+    /// The address type.
+    type Address: crate::packet::Address;
+    /// Builds a key.
+    fn build(local: Self::Address, remote: Self::Address, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self;
+    /// The tag that the value of this key carries.
+    fn tag(&self) -> u32;
+}
+
+impl FlowKey for FlowKey4 {
+    type Address = u32;
+    #[inline(always)]
+    fn build(local_be: u32, remote_be: u32, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self {
+        Self {
+            local_be,
+            remote_be,
+            local_port: ports.0,
+            remote_port: ports.1,
+            protocol: proto,
+            echo_opener,
+            pad: [0; 2],
+        }
+    }
+    #[inline(always)]
+    fn tag(&self) -> u32 {
+        let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
+        mix(self.local_be, self.remote_be, ports, (self.protocol as u32) << 8 | self.echo_opener as u32)
+    }
+}
+
+impl FlowKey for FlowKey6 {
+    type Address = Addr6;
+    #[inline(always)]
+    fn build(local: Addr6, remote: Addr6, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self {
+        Self { local, remote, local_port: ports.0, remote_port: ports.1, protocol: proto, echo_opener, pad: [0; 2] }
+    }
+    #[inline(always)]
+    fn tag(&self) -> u32 {
+        let (l, r) = (self.local.words_be, self.remote.words_be);
+        let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
+        let rest = (self.protocol as u32) << 8 | self.echo_opener as u32;
+        mix(l[0] ^ r[1], l[1] ^ r[0], l[2], r[2]) ^ mix(l[3], r[3], ports, rest)
+    }
+}
+
+/// The key of a packet at an endpoint.
+#[inline(always)]
+pub fn key_of<K: FlowKey>(packet: &Parsed<K::Address>, hook: Direction) -> K {
+    let echo_opener = match packet.icmp {
+        IcmpRole::EchoRequest => 1 + hook as u8,
+        IcmpRole::EchoReply => 1 + hook.opposite() as u8,
+        IcmpRole::Error if packet.protocol == protocol::ICMP || packet.protocol == protocol::ICMPV6 => {
+            // The packet inside went the other way; `tcp_flags` says whether it was a request.
+            1 + if packet.tcp_flags == 1 { hook.opposite() as u8 } else { hook as u8 }
+        }
+        _ => 0,
+    };
+    match hook {
+        Direction::Egress => K::build(
+            packet.source,
+            packet.destination,
+            (packet.source_port, packet.destination_port),
+            packet.protocol,
+            echo_opener,
+        ),
+        Direction::Ingress => K::build(
+            packet.destination,
+            packet.source,
+            (packet.destination_port, packet.source_port),
+            packet.protocol,
+            echo_opener,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_is_final_only_when_both_sides_said_fin() {
+        let open = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
+        assert_eq!(open, state::OPEN);
+        assert_eq!(next_state(state::NEW, true, tcp::ACK), state::NEW, "the opener alone does not open");
+        let half = next_state(open, true, tcp::FIN | tcp::ACK);
+        assert_eq!(half & state::LIFE, state::CLOSING);
+        let acked = next_state(half, false, tcp::ACK);
+        assert_eq!(acked & state::LIFE, state::OPEN, "half closed connections may live on");
+        let both = next_state(acked, false, tcp::FIN | tcp::ACK);
+        assert_eq!(next_state(both, true, tcp::ACK) & state::LIFE, state::CLOSING);
+    }
+
+    #[test]
+    fn a_forged_reset_is_cleared_by_the_next_segment() {
+        let reset = next_state(state::OPEN, false, tcp::RST);
+        assert_eq!(reset & state::LIFE, state::CLOSING);
+        assert_eq!(next_state(reset, true, tcp::ACK) & state::LIFE, state::OPEN);
+    }
+
+    #[test]
+    fn both_directions_share_a_key() {
+        let packet = |source, destination, source_port, destination_port| Parsed {
+            source,
+            destination,
+            fragment_id: 0,
+            source_port,
+            destination_port,
+            protocol: protocol::TCP,
+            tcp_flags: 0,
+            fragment: crate::packet::FragmentPart::Whole,
+            icmp: IcmpRole::Plain,
+        };
+        let out: FlowKey4 = key_of(&packet(1, 2, 1000, 80), Direction::Egress);
+        let back: FlowKey4 = key_of(&packet(2, 1, 80, 1000), Direction::Ingress);
+        assert_eq!(out, back);
+        assert_ne!(out.tag(), FlowKey4 { remote_port: 81, ..out }.tag());
+    }
+
+    #[test]
+    fn an_entry_counts_as_absent_after_its_time_out() {
+        let flow = Flow { last_seen: 1000, timeout: 50, ..Flow::default() };
+        assert!(!expired(&flow, 1050));
+        assert!(expired(&flow, 1051));
+        assert!(!expired(&flow, 999), "another CPU may be a tick ahead");
+    }
+}

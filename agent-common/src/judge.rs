@@ -1,1 +1,329 @@
-//! (to be written)
+//! The judgement of a new flow (or of a flow whose revision is old): identities, policy of both ends, exemptions.
+//!
+//! Pure over [`Maps`]: the same procedure runs in the kernel and on the host. It works on flows, not packets: `opener`
+//! says which way the flow was opened, whichever way the packet at hand goes.
+
+use crate::abi::{Addr6, ENDPOINT_PROBES, ENDPOINT_SLOTS, Endpoint, config, endpoint_flags};
+use crate::flow::origin;
+use crate::identity::{Identity, Kind};
+use crate::packet::Address;
+use crate::policy::{Decision, PolicyMaps, PortKey, evaluate, protocol};
+use crate::reason::{Direction, Reason, Verdict};
+
+/// An address family.
+pub trait Family: Copy + core::fmt::Debug {
+    /// Its address.
+    type Address: Address;
+    /// Its flow key.
+    type Key: crate::flow::FlowKey<Address = Self::Address>;
+    /// IP version.
+    const VERSION: u8;
+    /// The addresses of an endpoint; unused ones are unspecified.
+    fn addresses(endpoint: &Endpoint) -> [Self::Address; 2];
+    /// Whether it is the unspecified address.
+    fn is_unspecified(address: Self::Address) -> bool;
+    /// Whether it is a multicast or the limited broadcast address.
+    fn is_multicast(address: Self::Address) -> bool;
+    /// Whether it is a loopback address.
+    fn is_loopback(address: Self::Address) -> bool;
+    /// Whether it is a link-local unicast address.
+    fn is_link_local(address: Self::Address) -> bool;
+    /// For events: IPv4 in the first word.
+    fn wide(address: Self::Address) -> Addr6;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+/// IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    type Address = u32;
+    type Key = crate::flow::FlowKey4;
+    const VERSION: u8 = 4;
+    #[inline(always)]
+    fn addresses(endpoint: &Endpoint) -> [u32; 2] {
+        endpoint.addr4_be
+    }
+    #[inline(always)]
+    fn is_unspecified(address: u32) -> bool {
+        address == 0
+    }
+    #[inline(always)]
+    fn is_multicast(address: u32) -> bool {
+        address == u32::MAX || u32::from_be(address) >> 28 == 0xe
+    }
+    #[inline(always)]
+    fn is_loopback(address: u32) -> bool {
+        u32::from_be(address) >> 24 == 127
+    }
+    #[inline(always)]
+    fn is_link_local(_: u32) -> bool {
+        // 169.254/16 is used as an ordinary address by some CNI plugins (gateways); it needs no exemption.
+        false
+    }
+    #[inline(always)]
+    fn wide(address: u32) -> Addr6 {
+        Addr6 { words_be: [address, 0, 0, 0] }
+    }
+}
+
+impl Family for V6 {
+    type Address = Addr6;
+    type Key = crate::flow::FlowKey6;
+    const VERSION: u8 = 6;
+    #[inline(always)]
+    fn addresses(endpoint: &Endpoint) -> [Addr6; 2] {
+        endpoint.addr6
+    }
+    #[inline(always)]
+    fn is_unspecified(address: Addr6) -> bool {
+        address.words_be[0] | address.words_be[1] | address.words_be[2] | address.words_be[3] == 0
+    }
+    #[inline(always)]
+    fn is_multicast(address: Addr6) -> bool {
+        u32::from_be(address.words_be[0]) >> 24 == 0xff
+    }
+    #[inline(always)]
+    fn is_loopback(address: Addr6) -> bool {
+        address.words_be[0] | address.words_be[1] | address.words_be[2] == 0 && u32::from_be(address.words_be[3]) == 1
+    }
+    #[inline(always)]
+    fn is_link_local(address: Addr6) -> bool {
+        u32::from_be(address.words_be[0]) >> 22 == 0xfe80 >> 6
+    }
+    #[inline(always)]
+    fn wide(address: Addr6) -> Addr6 {
+        address
+    }
+}
+
+/// The configuration words.
+pub trait Config {
+    /// The word at an index of [`config`]; `0` if there is none.
+    fn config(&self, word: u32) -> u32;
+}
+
+/// The maps that a judgement reads.
+pub trait Maps<F: Family>: PolicyMaps + Config {
+    /// Who has exactly this address.
+    fn exact(&self, address: F::Address) -> Option<Identity>;
+    /// Whose longest prefix contains the address; asked only when there is no exact entry.
+    fn prefix(&self, address: F::Address) -> Option<Identity>;
+    /// The endpoint in a slot, also a free one (`ifindex == 0`).
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
+}
+
+/// Who is behind an address; what no map knows is the world.
+///
+/// While an address had no room in the maps, one that is not found may be it: it gets an identity of no kind, for which
+/// there are no rows, and so is denied.
+#[inline(always)]
+pub fn identify<F: Family, M: Maps<F>>(maps: &M, address: F::Address) -> Identity {
+    if let Some(identity) = maps.exact(address) {
+        return identity;
+    }
+    let identity = maps.prefix(address).unwrap_or(Identity::WORLD);
+    if maps.config(config::OVERFLOW) != 0 {
+        return Identity { peer: 0, kind: 0, ..identity };
+    }
+    identity
+}
+
+/// The slot and the endpoint of an interface.
+#[inline(always)]
+pub fn endpoint_of<F: Family, M: Maps<F>>(maps: &M, ifindex: u32) -> Option<(u32, &Endpoint)> {
+    for probe in 0..ENDPOINT_PROBES {
+        let slot = ifindex.wrapping_add(probe) % ENDPOINT_SLOTS;
+        if let Some(endpoint) = maps.endpoint(slot) {
+            if endpoint.ifindex == ifindex {
+                return Some((slot, endpoint));
+            }
+        }
+    }
+    None
+}
+
+/// Where a packet came into the node, as its metadata tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Interface that it came in by; `0`: generated here.
+    pub ingress_ifindex: u32,
+    /// What from-pod stamped: `1 +` the slot of the sending endpoint.
+    pub tc_index: u32,
+    /// Whether a socket of this node is attached to it.
+    pub has_socket: bool,
+    /// Whether it is a fragment.
+    pub fragment: bool,
+}
+
+/// The [`origin`] of a packet towards a pod whose source address is one of this node's.
+///
+/// A node's address alone proves nothing: traffic that is only masqueraded to it was forwarded, and the interface it
+/// came in by says from where.
+#[inline(always)]
+pub fn origin_of<F: Family, M: Maps<F>>(maps: &M, receiver: &Endpoint, packet: &Metadata) -> u32 {
+    if packet.ingress_ifindex == 0 {
+        // Refragmentation of IPv6 loses the interface, and a pod can force it; a socket cannot be forged.
+        let forgeable = F::VERSION == 6 && packet.fragment && !packet.has_socket;
+        return if forgeable { origin::WORLD } else { origin::HOST };
+    }
+    if endpoint_of(maps, packet.ingress_ifindex).is_some() {
+        return origin::ENDPOINT + packet.ingress_ifindex;
+    }
+    // Behind a bridge without br_netfilter the interface is the bridge; the stamp says which port.
+    if receiver.master != 0 && packet.ingress_ifindex == receiver.master && packet.tc_index != 0 {
+        if let Some(sender) = maps.endpoint((packet.tc_index - 1) % ENDPOINT_SLOTS) {
+            if sender.ifindex != 0 && sender.master == receiver.master {
+                return origin::ENDPOINT + sender.ifindex;
+            }
+        }
+    }
+    origin::WORLD
+}
+
+/// A flow that is to be judged, from the endpoint's point of view. Ports in host order.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<F: Family> {
+    /// Address of the pod.
+    pub local: F::Address,
+    /// The other address.
+    pub remote: F::Address,
+    /// Port of the pod.
+    pub local_port: u16,
+    /// The other port.
+    pub remote_port: u16,
+    /// Transport protocol.
+    pub protocol: u8,
+    /// Which way it was opened.
+    pub opener: Direction,
+    /// [`origin`] of the other side.
+    pub origin: u32,
+}
+
+/// What was decided about a flow, and for which pair it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The decision.
+    pub decision: Decision,
+    /// Principal that opened the flow.
+    pub source: u32,
+    /// Principal that it is opened to.
+    pub destination: u32,
+    /// The direction that the decision was made for: egress on the way into a pod, where the source's policy denies.
+    pub direction: Direction,
+}
+
+/// Judges a flow at an endpoint.
+#[inline(always)]
+pub fn judge<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Question<F>) -> Judgement {
+    let mut remote = identify(maps, question.remote);
+    let mut same = is_local::<F>(endpoint, question.remote);
+    // Only what was opened towards the pod can have come from somewhere else than its address says.
+    let mut from_host = false;
+    if matches!(question.opener, Direction::Ingress) {
+        match question.origin {
+            origin::ADDRESS => {}
+            origin::HOST => from_host = true,
+            origin::WORLD => remote = Identity::WORLD,
+            other => {
+                let ifindex = other - origin::ENDPOINT;
+                same = ifindex == endpoint.ifindex;
+                // The sender may be gone by now: then nothing is known about it.
+                remote = match endpoint_of(maps, ifindex) {
+                    Some((_, sender)) => endpoint_identity(maps, sender),
+                    None => Identity::WORLD,
+                };
+            }
+        }
+    }
+
+    let (source, destination) = match question.opener {
+        Direction::Ingress => (remote.principal, endpoint.principal),
+        Direction::Egress => (endpoint.principal, remote.principal),
+    };
+    let mut judgement = Judgement {
+        decision: Decision::new(Verdict::Allow, Reason::Host),
+        source,
+        destination,
+        direction: question.opener,
+    };
+    if from_host {
+        return judgement;
+    }
+    if same {
+        judgement.decision.reason = Reason::SelfTraffic;
+        return judgement;
+    }
+    if endpoint.flags & endpoint_flags::KNOWN == 0 {
+        let verdict = match Verdict::from_number(endpoint.unknown_verdict) {
+            Some(verdict) => verdict,
+            None => Verdict::Deny,
+        };
+        judgement.decision = Decision::new(verdict, Reason::UnknownEndpoint);
+        return judgement;
+    }
+    // A pod could put packets of another address inside packets to a node's tunnel.
+    if matches!(question.opener, Direction::Egress)
+        && matches!(question.protocol, 4 | 41 | 47)
+        && (remote.kind == Kind::Host as u8 || remote.kind == Kind::Node as u8)
+    {
+        judgement.decision = Decision::new(Verdict::Deny, Reason::Encapsulation);
+        return judgement;
+    }
+
+    let port = match question.opener {
+        Direction::Ingress => question.local_port,
+        Direction::Egress => question.remote_port,
+    };
+    let key = PortKey::new(question.protocol, port);
+    judgement.decision = evaluate(maps, endpoint.subject, question.opener, remote.peer, remote.kind, key);
+
+    // The source's egress rules hold even where its own node could not see the real destination.
+    if matches!(question.opener, Direction::Ingress)
+        && remote.subject != 0
+        && !matches!(judgement.decision.verdict, Verdict::Deny)
+    {
+        let local = identify(maps, question.local);
+        let egress = evaluate(maps, remote.subject, Direction::Egress, local.peer, local.kind, key);
+        match (egress.verdict, judgement.decision.verdict) {
+            (Verdict::Deny, _) => {
+                judgement.decision = egress;
+                judgement.direction = Direction::Egress;
+            }
+            // The source's own node has counted it as audited.
+            _ => {}
+        }
+    }
+    judgement
+}
+
+/// The identity of an endpoint of this node, by one of its addresses.
+#[inline(always)]
+fn endpoint_identity<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint) -> Identity {
+    let address = F::addresses(endpoint)[0];
+    if F::is_unspecified(address) {
+        return Identity {
+            principal: endpoint.principal,
+            subject: endpoint.subject,
+            ..Identity::new(Kind::Unmanaged as u32, crate::identity::PEER_UNKNOWN, Kind::Unmanaged)
+        };
+    }
+    identify(maps, address)
+}
+
+/// Whether an address is one of the endpoint's.
+#[inline(always)]
+pub fn is_local<F: Family>(endpoint: &Endpoint, address: F::Address) -> bool {
+    let [first, second] = F::addresses(endpoint);
+    (address == first || address == second) && !F::is_unspecified(address)
+}
+
+/// Whether the protocol's first packet needs to say so: a TCP packet without SYN that has no flow is never judged by
+/// what policy would permit in either orientation.
+#[inline(always)]
+pub const fn needs_opening(proto: u8) -> bool {
+    proto == protocol::TCP
+}

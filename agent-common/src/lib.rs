@@ -12,6 +12,7 @@ pub mod identity;
 pub mod judge;
 pub mod packet;
 pub mod policy;
+pub mod process;
 pub mod reason;
 
 pub use identity::{Identity, Kind};

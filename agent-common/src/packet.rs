@@ -1,1 +1,529 @@
-//! (to be written)
+//! The packet parser: from the Ethernet header to ports and flags.
+//!
+//! Whatever cannot be parsed is an error with a reason, never a guess. Reads go through [`Packet`], which in the kernel
+//! is direct access where the linear part reaches far enough and `bpf_skb_load_bytes` otherwise.
+
+use crate::abi::Addr6;
+use crate::policy::protocol;
+use crate::reason::Reason;
+
+/// Access to the bytes of a packet that starts with an Ethernet header.
+pub trait Packet {
+    /// Direct access to the first bytes.
+    type Head: Head;
+    /// Total length in bytes, with the parts that are not linear.
+    fn length(&self) -> u32;
+    /// Direct access to the first `bytes` bytes, if they are linear. `bytes` is a constant at each call.
+    fn head(&self, bytes: usize) -> Option<Self::Head>;
+    /// Bytes at any offset; `None` beyond the end of the packet.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+/// Bytes whose presence was checked; offsets are constants below the checked length.
+pub trait Head: Copy {
+    /// A byte.
+    fn u8(&self, offset: usize) -> u8;
+    /// Two bytes in network order, as a host number.
+    fn u16(&self, offset: usize) -> u16;
+    /// Four bytes as they stand (network order kept).
+    fn u32_be(&self, offset: usize) -> u32;
+}
+
+/// `Ethernet` header length.
+pub const ETHERNET: u32 = 14;
+/// How many IPv6 extension headers are followed.
+pub const MAX_EXTENSIONS: u32 = 8;
+
+/// Ethertypes.
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+}
+
+/// TCP flags.
+pub mod tcp {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Resets a connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement field counts.
+    pub const ACK: u8 = 0x10;
+}
+
+/// ICMP types.
+pub mod icmp {
+    /// Echo reply.
+    pub const ECHO_REPLY: u8 = 0;
+    /// Destination unreachable (with "fragmentation needed").
+    pub const UNREACHABLE: u8 = 3;
+    /// Redirect.
+    pub const REDIRECT: u8 = 5;
+    /// Echo request.
+    pub const ECHO_REQUEST: u8 = 8;
+    /// Router advertisement.
+    pub const ROUTER_ADVERTISEMENT: u8 = 9;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 12;
+}
+
+/// `ICMPv6` types.
+pub mod icmp6 {
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 1;
+    /// Packet too big.
+    pub const TOO_BIG: u8 = 2;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 3;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 4;
+    /// Echo request.
+    pub const ECHO_REQUEST: u8 = 128;
+    /// Echo reply.
+    pub const ECHO_REPLY: u8 = 129;
+    /// Multicast listener query.
+    pub const MLD_QUERY: u8 = 130;
+    /// Multicast listener report.
+    pub const MLD_REPORT: u8 = 131;
+    /// Multicast listener done.
+    pub const MLD_DONE: u8 = 132;
+    /// Router solicitation.
+    pub const ROUTER_SOLICITATION: u8 = 133;
+    /// Router advertisement.
+    pub const ROUTER_ADVERTISEMENT: u8 = 134;
+    /// Neighbour solicitation.
+    pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+    /// Neighbour advertisement.
+    pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    /// Redirect.
+    pub const REDIRECT: u8 = 137;
+    /// Multicast listener report, version 2.
+    pub const MLD2_REPORT: u8 = 143;
+}
+
+/// Where a packet stands in a fragmented datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FragmentPart {
+    /// The packet is whole.
+    Whole = 0,
+    /// The first fragment: it has the transport header.
+    First = 1,
+    /// A later fragment: it has no transport header.
+    Later = 2,
+}
+
+/// What an ICMP message is to the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum IcmpRole {
+    /// Not ICMP, or an ICMP message that is judged like any protocol without ports.
+    Plain = 0,
+    /// An echo request; the ports hold its id.
+    EchoRequest = 1,
+    /// An echo reply; the ports hold its id.
+    EchoReply = 2,
+    /// An error: addresses, ports and protocol are those of the packet inside, turned round, so that they read as a
+    /// packet of the flow that goes the way the error goes.
+    Error = 3,
+    /// Neighbour discovery, MLD or IGMP: what the link needs.
+    Link = 4,
+    /// A message of routers: advertisement or redirect.
+    Router = 5,
+}
+
+/// A parsed packet. Addresses are in network order, ports in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Identification of a fragment, as on the wire.
+    pub fragment_id: u32,
+    /// Source port, or the id of an ICMP echo request's sender.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Transport protocol (IANA number); the last header that could be named.
+    pub protocol: u8,
+    /// TCP flags, `0` for others.
+    pub tcp_flags: u8,
+    /// The packet's part of a datagram.
+    pub fragment: FragmentPart,
+    /// What an ICMP message is.
+    pub icmp: IcmpRole,
+}
+
+impl<A> Parsed<A> {
+    fn new(source: A, destination: A, proto: u8) -> Self {
+        Self {
+            source,
+            destination,
+            fragment_id: 0,
+            source_port: 0,
+            destination_port: 0,
+            protocol: proto,
+            tcp_flags: 0,
+            fragment: FragmentPart::Whole,
+            icmp: IcmpRole::Plain,
+        }
+    }
+}
+
+/// The address type of a family and how it is read.
+pub trait Address: Copy + Eq + core::fmt::Debug {
+    /// Reads an address at a constant offset of the checked bytes.
+    fn from_head<H: Head>(head: H, offset: usize) -> Self;
+}
+
+impl Address for u32 {
+    #[inline(always)]
+    fn from_head<H: Head>(head: H, offset: usize) -> Self {
+        head.u32_be(offset)
+    }
+}
+
+impl Address for Addr6 {
+    #[inline(always)]
+    fn from_head<H: Head>(head: H, offset: usize) -> Self {
+        let words_be =
+            [head.u32_be(offset), head.u32_be(offset + 4), head.u32_be(offset + 8), head.u32_be(offset + 12)];
+        Self { words_be }
+    }
+}
+
+#[inline(always)]
+const fn u16_at<const N: usize>(bytes: &[u8; N], offset: usize) -> u16 {
+    u16::from_be_bytes([bytes[offset], bytes[offset + 1]])
+}
+
+#[inline(always)]
+const fn u32_be_at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
+    u32::from_ne_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
+}
+
+/// The ports and flags of TCP and UDP straight behind a header of constant length, from the linear part.
+#[inline(always)]
+fn direct_ports<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: usize, udp_end: usize, tcp_end: usize) -> bool {
+    match parsed.protocol {
+        protocol::TCP => {
+            let Some(head) = packet.head(tcp_end) else { return false };
+            if head.u8(at + 12) >> 4 != 5 {
+                return false;
+            }
+            parsed.source_port = head.u16(at);
+            parsed.destination_port = head.u16(at + 2);
+            parsed.tcp_flags = head.u8(at + 13);
+            true
+        }
+        protocol::UDP => {
+            let Some(head) = packet.head(udp_end) else { return false };
+            parsed.source_port = head.u16(at);
+            parsed.destination_port = head.u16(at + 2);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// An IPv4 packet without options, not fragmented, TCP or UDP with the plain header in the linear part; `None` sends
+/// the packet to [`parse_ipv4`].
+#[inline(always)]
+pub fn parse_ipv4_direct<P: Packet>(packet: &P) -> Option<Parsed<u32>> {
+    const IP: usize = ETHERNET as usize;
+    let head = packet.head(IP + 20)?;
+    // Neither a fragment nor one to come; `total length` within the packet.
+    if head.u8(IP) != 0x45 || head.u16(IP + 6) & 0x3fff != 0 || u32::from(head.u16(IP + 2)) > packet.length() - ETHERNET
+    {
+        return None;
+    }
+    let minimum = if head.u8(IP + 9) == protocol::TCP { 40 } else { 28 };
+    if head.u16(IP + 2) < minimum {
+        return None;
+    }
+    let mut parsed = Parsed::new(head.u32_be(IP + 12), head.u32_be(IP + 16), head.u8(IP + 9));
+    direct_ports(packet, &mut parsed, IP + 20, IP + 28, IP + 40).then_some(parsed)
+}
+
+/// An IPv6 packet without extension headers, TCP or UDP in the linear part; `None` sends it to [`parse_ipv6`].
+#[inline(always)]
+pub fn parse_ipv6_direct<P: Packet>(packet: &P) -> Option<Parsed<Addr6>> {
+    const IP: usize = ETHERNET as usize;
+    let head = packet.head(IP + 40)?;
+    let payload = u32::from(head.u16(IP + 4));
+    if head.u8(IP) >> 4 != 6 || payload + 40 > packet.length() - ETHERNET {
+        return None;
+    }
+    let minimum = if head.u8(IP + 6) == protocol::TCP { 20 } else { 8 };
+    if payload < minimum {
+        return None;
+    }
+    let mut parsed = Parsed::new(Addr6::from_head(head, IP + 8), Addr6::from_head(head, IP + 24), head.u8(IP + 6));
+    direct_ports(packet, &mut parsed, IP + 40, IP + 48, IP + 60).then_some(parsed)
+}
+
+/// Any IPv4 packet.
+///
+/// # Errors
+/// The reason why it cannot be parsed.
+#[inline(always)]
+pub fn parse_ipv4<P: Packet>(packet: &P) -> Result<Parsed<u32>, Reason> {
+    let Some(ip) = packet.load::<20>(ETHERNET) else { return Err(Reason::Truncated) };
+    let header = u32::from(ip[0] & 0x0f) * 4;
+    if ip[0] >> 4 != 4 || header < 20 {
+        return Err(Reason::Malformed);
+    }
+    let available = packet.length() - ETHERNET;
+    let mut total = u32::from(u16_at(&ip, 2));
+    if total == 0 && available > 0xffff {
+        total = available; // "BIG TCP": the length of an aggregate beyond 64 KiB is only in the packet's metadata
+    }
+    if total > available {
+        return Err(Reason::Truncated);
+    }
+    if total < header {
+        return Err(Reason::Malformed);
+    }
+    let mut parsed = Parsed::new(u32_be_at(&ip, 12), u32_be_at(&ip, 16), ip[9]);
+    let fragment = u16_at(&ip, 6);
+    let offset = fragment & 0x1fff;
+    if fragment & 0x3fff != 0 {
+        parsed.fragment_id = u32::from(u16_at(&ip, 4));
+        parsed.fragment = if offset == 0 { FragmentPart::First } else { FragmentPart::Later };
+    }
+    if offset != 0 {
+        return later_fragment(parsed, offset);
+    }
+    transport(packet, &mut parsed, ETHERNET + header, ETHERNET + total)?;
+    if parsed.protocol == protocol::ICMP && parsed.icmp == IcmpRole::Error {
+        related_ipv4(packet, &mut parsed, ETHERNET + header + 8)?;
+    }
+    Ok(parsed)
+}
+
+/// RFC 1858: a later TCP fragment that begins inside the header could rewrite what the first one was judged by.
+#[inline(always)]
+fn later_fragment<A>(parsed: Parsed<A>, offset_in_8: u16) -> Result<Parsed<A>, Reason> {
+    if parsed.protocol == protocol::TCP && offset_in_8 < 3 { Err(Reason::FragmentTiny) } else { Ok(parsed) }
+}
+
+/// Any IPv6 packet.
+///
+/// # Errors
+/// The reason why it cannot be parsed.
+#[inline(always)]
+pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
+    let Some(ip) = packet.load::<40>(ETHERNET) else { return Err(Reason::Truncated) };
+    if ip[0] >> 4 != 6 {
+        return Err(Reason::Malformed);
+    }
+    let payload = u32::from(u16_at(&ip, 4));
+    let available = packet.length() - ETHERNET;
+    if payload + 40 > available {
+        return Err(Reason::Truncated);
+    }
+    // A payload length of 0 is a jumbogram or an aggregate beyond 64 KiB.
+    let end = ETHERNET + if payload == 0 { available } else { payload + 40 };
+    let source = Addr6 { words_be: [u32_be_at(&ip, 8), u32_be_at(&ip, 12), u32_be_at(&ip, 16), u32_be_at(&ip, 20)] };
+    let destination =
+        Addr6 { words_be: [u32_be_at(&ip, 24), u32_be_at(&ip, 28), u32_be_at(&ip, 32), u32_be_at(&ip, 36)] };
+    let mut parsed = Parsed::new(source, destination, ip[6]);
+    let mut at = ETHERNET + 40;
+    for _ in 0..=MAX_EXTENSIONS {
+        match parsed.protocol {
+            // Hop-by-hop, routing, destination options, mobility, HIP, Shim6: length in units of 8, without the first.
+            0 | 43 | 60 | 135 | 139 | 140 => {
+                let Some(extension) = packet.load::<2>(at) else { return Err(Reason::Truncated) };
+                parsed.protocol = extension[0];
+                at += (u32::from(extension[1]) + 1) * 8;
+            }
+            // Authentication: units of 4, without the first two.
+            51 => {
+                let Some(extension) = packet.load::<2>(at) else { return Err(Reason::Truncated) };
+                parsed.protocol = extension[0];
+                at += (u32::from(extension[1]) + 2) * 4;
+            }
+            44 => {
+                let Some(extension) = packet.load::<8>(at) else { return Err(Reason::Truncated) };
+                if parsed.fragment != FragmentPart::Whole {
+                    return Err(Reason::Malformed);
+                }
+                parsed.protocol = extension[0];
+                at += 8;
+                let field = u16_at(&extension, 2);
+                // An "atomic" fragment (offset 0, no more to come) is a whole packet.
+                if field & 0xfff9 != 0 {
+                    parsed.fragment_id = u32_be_at(&extension, 4);
+                    parsed.fragment = if field >> 3 == 0 { FragmentPart::First } else { FragmentPart::Later };
+                }
+                if field >> 3 != 0 {
+                    return later_fragment(parsed, field >> 3);
+                }
+            }
+            _ => {
+                if at > end {
+                    return Err(Reason::Truncated);
+                }
+                transport(packet, &mut parsed, at, end)?;
+                if parsed.protocol == protocol::ICMPV6 && parsed.icmp == IcmpRole::Error {
+                    related_ipv6(packet, &mut parsed, at + 8)?;
+                }
+                return Ok(parsed);
+            }
+        }
+        if at > end {
+            return Err(Reason::Truncated);
+        }
+    }
+    Err(Reason::TooManyHeaders)
+}
+
+/// Ports, flags and ICMP types of the transport header at `at`; the packet ends at `end`.
+#[inline(always)]
+fn transport<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: u32, end: u32) -> Result<(), Reason> {
+    let short =
+        if parsed.fragment == FragmentPart::First { Reason::FragmentTiny } else { Reason::Truncated };
+    let room = end - at;
+    match parsed.protocol {
+        protocol::TCP => {
+            let Some(header) = packet.load::<14>(at) else { return Err(short) };
+            let length = u32::from(header[12] >> 4) * 4;
+            if length < 20 {
+                return Err(Reason::Malformed);
+            }
+            if length > room {
+                return Err(short);
+            }
+            parsed.source_port = u16_at(&header, 0);
+            parsed.destination_port = u16_at(&header, 2);
+            parsed.tcp_flags = header[13];
+        }
+        protocol::UDP | protocol::SCTP => {
+            let least = if parsed.protocol == protocol::UDP { 8 } else { 12 };
+            let Some(header) = packet.load::<4>(at) else { return Err(short) };
+            if room < least {
+                return Err(short);
+            }
+            parsed.source_port = u16_at(&header, 0);
+            parsed.destination_port = u16_at(&header, 2);
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            let Some(header) = packet.load::<8>(at) else { return Err(short) };
+            if room < 8 {
+                return Err(short);
+            }
+            parsed.icmp = if parsed.protocol == protocol::ICMP { role4(header[0]) } else { role6(header[0]) };
+            if matches!(parsed.icmp, IcmpRole::EchoRequest | IcmpRole::EchoReply) {
+                // Both ports, so that the key reads the same from either side.
+                parsed.source_port = u16_at(&header, 4);
+                parsed.destination_port = parsed.source_port;
+            }
+        }
+        protocol::IGMP => parsed.icmp = IcmpRole::Link,
+        _ => {}
+    }
+    Ok(())
+}
+
+#[inline(always)]
+const fn role4(kind: u8) -> IcmpRole {
+    match kind {
+        icmp::ECHO_REQUEST => IcmpRole::EchoRequest,
+        icmp::ECHO_REPLY => IcmpRole::EchoReply,
+        icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM => IcmpRole::Error,
+        icmp::REDIRECT | icmp::ROUTER_ADVERTISEMENT => IcmpRole::Router,
+        _ => IcmpRole::Plain,
+    }
+}
+
+#[inline(always)]
+const fn role6(kind: u8) -> IcmpRole {
+    match kind {
+        icmp6::ECHO_REQUEST => IcmpRole::EchoRequest,
+        icmp6::ECHO_REPLY => IcmpRole::EchoReply,
+        icmp6::UNREACHABLE | icmp6::TOO_BIG | icmp6::TIME_EXCEEDED | icmp6::PARAMETER_PROBLEM => IcmpRole::Error,
+        icmp6::MLD_QUERY
+        | icmp6::MLD_REPORT
+        | icmp6::MLD_DONE
+        | icmp6::MLD2_REPORT
+        | icmp6::ROUTER_SOLICITATION
+        | icmp6::NEIGHBOUR_SOLICITATION
+        | icmp6::NEIGHBOUR_ADVERTISEMENT => IcmpRole::Link,
+        icmp6::ROUTER_ADVERTISEMENT | icmp6::REDIRECT => IcmpRole::Router,
+        _ => IcmpRole::Plain,
+    }
+}
+
+/// Replaces addresses and ports by those of the packet inside an ICMP error, turned round.
+#[inline(always)]
+fn related_ipv4<P: Packet>(packet: &P, parsed: &mut Parsed<u32>, at: u32) -> Result<(), Reason> {
+    let Some(ip) = packet.load::<20>(at) else { return Err(Reason::Truncated) };
+    let header = u32::from(ip[0] & 0x0f) * 4;
+    if ip[0] >> 4 != 4 || header < 20 {
+        return Err(Reason::Malformed);
+    }
+    // The error goes to the sender of the packet inside; anything else is forged. Errors about later fragments carry no
+    // ports (RFC 1122 asks for none to be sent).
+    if u32_be_at(&ip, 12) != parsed.destination || u16_at(&ip, 6) & 0x1fff != 0 {
+        return Err(Reason::ForbiddenIcmp);
+    }
+    parsed.source = u32_be_at(&ip, 16);
+    parsed.protocol = ip[9];
+    inner_ports(packet, parsed, at + header, protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY)
+}
+
+/// As [`related_ipv4`]; a packet inside with extension headers belongs to no flow that could be found cheaply.
+#[inline(always)]
+fn related_ipv6<P: Packet>(packet: &P, parsed: &mut Parsed<Addr6>, at: u32) -> Result<(), Reason> {
+    let Some(ip) = packet.load::<40>(at) else { return Err(Reason::Truncated) };
+    if ip[0] >> 4 != 6 {
+        return Err(Reason::Malformed);
+    }
+    let source = Addr6 { words_be: [u32_be_at(&ip, 8), u32_be_at(&ip, 12), u32_be_at(&ip, 16), u32_be_at(&ip, 20)] };
+    if source != parsed.destination {
+        return Err(Reason::ForbiddenIcmp);
+    }
+    parsed.source =
+        Addr6 { words_be: [u32_be_at(&ip, 24), u32_be_at(&ip, 28), u32_be_at(&ip, 32), u32_be_at(&ip, 36)] };
+    parsed.protocol = ip[6];
+    inner_ports(packet, parsed, at + 40, protocol::ICMPV6, icmp6::ECHO_REQUEST, icmp6::ECHO_REPLY)
+}
+
+#[inline(always)]
+fn inner_ports<P: Packet, A>(
+    packet: &P,
+    parsed: &mut Parsed<A>,
+    at: u32,
+    icmp_protocol: u8,
+    request: u8,
+    reply: u8,
+) -> Result<(), Reason> {
+    match parsed.protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
+            let Some(header) = packet.load::<4>(at) else { return Err(Reason::Truncated) };
+            parsed.source_port = u16_at(&header, 2);
+            parsed.destination_port = u16_at(&header, 0);
+        }
+        proto if proto == icmp_protocol => {
+            let Some(header) = packet.load::<8>(at) else { return Err(Reason::Truncated) };
+            // Errors are sent about echo messages only, never about errors (RFC 1122, 3.2.2; RFC 4443, 2.4).
+            if header[0] != request && header[0] != reply {
+                return Err(Reason::ForbiddenIcmp);
+            }
+            parsed.source_port = u16_at(&header, 4);
+            parsed.destination_port = parsed.source_port;
+            // The flow's key knows who asked: a request inside an error to us was asked by us.
+            parsed.tcp_flags = u8::from(header[0] == request);
+        }
+        _ => {}
+    }
+    Ok(())
+}

@@ -12,3 +12,4 @@ pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod sources;
+pub mod state;

@@ -1,1 +1,593 @@
 //! The only place that names aya: loads programs, adopts pinned maps, writes desired state.
+//!
+//! Invariants: rows of a class are complete before any address moves to it; the revision rises after every batch that
+//! may have turned an allow into a deny; what was retired is deleted after a grace period; what cannot be programmed is
+//! denied and reported, never passed.
+
+mod attach;
+mod endpoints;
+mod error;
+mod events;
+mod flows;
+pub mod inspect;
+mod kernel;
+mod pins;
+mod ports;
+mod rows;
+mod sizes;
+pub mod sys;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aya::maps::{MapError, RingBuf};
+use aya::{Ebpf, EbpfLoader};
+use ipnet::IpNet;
+use portcullis_common::abi::{Addr6, Digest, Mode, NumberKey, config, names};
+use portcullis_common::identity::Identity;
+use portcullis_common::policy::RowKey;
+use portcullis_common::{Direction, abi};
+
+pub use attach::{AttachMode, HookState};
+pub use endpoints::EndpointSpec;
+pub use error::DatapathError;
+pub use events::{Events, decode_event};
+pub use pins::Pins;
+pub use sizes::{EVENT_BYTES, Shape, Sizes};
+
+use crate::policy::{Desired, Function};
+use endpoints::Slots;
+use kernel::{ANY, KernelMaps};
+use ports::PortTables;
+use rows::RowSets;
+
+/// The compiled programs; `cargo build` made them.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.o"));
+
+/// What the operator chose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder in bpffs.
+    pub bpffs: PathBuf,
+    /// How programs are attached.
+    pub attach: AttachMode,
+    /// Map sizes.
+    pub sizes: Sizes,
+    /// One in so many allowed new flows is reported; `0`: none.
+    pub sample: u32,
+    /// Events a second and CPU at most.
+    pub event_rate: u32,
+}
+
+/// The kernel side of the agent. One owner writes.
+#[derive(Debug)]
+pub struct Datapath {
+    options: Options,
+    pins: Pins,
+    tcx: bool,
+    ebpf: Ebpf,
+    programs: BTreeMap<Direction, u32>,
+    maps: KernelMaps,
+    tables: PortTables,
+    rows: RowSets,
+    slots: Slots,
+    ipcache: BTreeMap<IpAddr, Identity>,
+    cidrs: BTreeMap<IpNet, Identity>,
+    numbers: BTreeMap<NumberKey, Digest>,
+    retired: Retired,
+    /// Subjects whose rows could not be written; denied until they can.
+    failed: BTreeSet<u32>,
+    /// Whether an earlier agent had left maps here.
+    adopted: bool,
+    _lock: std::fs::File,
+}
+
+/// What waits for the grace period.
+#[derive(Debug, Default)]
+struct Retired {
+    rows: Vec<RowKey>,
+    functions: Vec<Arc<Function>>,
+    /// Ranges of `PORTS` that an earlier agent's rows used.
+    ranges: Vec<(u32, u32)>,
+}
+
+/// What an [`Datapath::apply`] did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Elements written or deleted.
+    pub writes: usize,
+    /// Whether flows are judged again.
+    pub revised: bool,
+    /// What could not be programmed; it is denied, and is tried again at the next apply.
+    pub errors: Vec<DatapathError>,
+}
+
+impl Datapath {
+    /// Takes the lock, compares and adopts the pinned maps, and loads the programs. Nothing is written yet: what is
+    /// enforced stays so until the first [`Datapath::apply`].
+    ///
+    /// # Errors
+    /// If another agent runs, a pin is foreign, or the kernel refuses.
+    pub fn open(options: Options) -> Result<Self, DatapathError> {
+        let pins = Pins::new(&options.bpffs);
+        pins.create()?;
+        let lock = match sys::lock(pins.root()) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Err(DatapathError::Locked(pins.root().to_owned())),
+            Err(error) => return Err(DatapathError::File { what: "lock", path: pins.root().to_owned(), error }),
+        };
+        let sizes = options.sizes;
+        pins.check(&|name| Shape::wanted(name, &sizes))?;
+        let adopted = pins.map(names::CONFIG).exists();
+        let mut ebpf = load_object(OBJECT, &pins, &sizes)?;
+        let mut programs = BTreeMap::new();
+        for &direction in Direction::ALL {
+            programs.insert(direction, attach::load(&mut ebpf, direction)?);
+        }
+        let maps = KernelMaps::take(&mut ebpf)?;
+        let tcx = match options.attach {
+            AttachMode::Auto => sys::has_tcx(),
+            AttachMode::Tcx => true,
+            AttachMode::Clsact => false,
+        };
+        let (rows, tables, retired) = adopt_rows(&maps, &sizes)?;
+        let mut datapath = Self {
+            slots: Slots::adopt(&maps, &pins, &sizes)?,
+            ipcache: adopt_ipcache(&maps)?,
+            cidrs: adopt_cidrs(&maps)?,
+            numbers: adopt_numbers(&maps)?,
+            failed: BTreeSet::new(),
+            adopted,
+            options,
+            pins,
+            tcx,
+            ebpf,
+            programs,
+            maps,
+            tables,
+            rows,
+            retired,
+            _lock: lock,
+        };
+        datapath.configure()?;
+        Ok(datapath)
+    }
+
+    fn configure(&mut self) -> Result<(), DatapathError> {
+        let ticks =
+            sys::ticks_per_second().map_err(|error| DatapathError::System { call: "clock_getres", error })?;
+        self.set_config(config::HZ, ticks)?;
+        self.set_config(config::SAMPLE, self.options.sample)?;
+        self.set_config(config::EVENT_RATE, self.options.event_rate)?;
+        self.set_config(config::SLOT_CAPACITY, self.options.sizes.counters_size)?;
+        // Slot 0 is "other", for pairs that find no slot.
+        if self.maps.next_slot.get(&0, 0).map_err(|e| DatapathError::map("read", names::NEXT_SLOT, e))? == 0 {
+            self.maps.next_slot.set(0, 1, 0).map_err(|e| DatapathError::map("write", names::NEXT_SLOT, e))?;
+        }
+        Ok(())
+    }
+
+    /// Whether an earlier agent had left maps here: then its verdicts are in force until the first apply.
+    pub const fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// How programs are attached: TCX or clsact.
+    pub const fn uses_tcx(&self) -> bool {
+        self.tcx
+    }
+
+    /// The numbers that an earlier agent gave out.
+    pub fn numbers(&self) -> impl Iterator<Item = (NumberKey, Digest)> + '_ {
+        self.numbers.iter().map(|(key, digest)| (*key, *digest))
+    }
+
+    /// Takes over the ring buffer.
+    ///
+    /// # Errors
+    /// If it was taken before.
+    pub fn events(&mut self) -> Result<Events, DatapathError> {
+        let map = self
+            .ebpf
+            .take_map(names::EVENTS)
+            .ok_or_else(|| DatapathError::map("take", names::EVENTS, "it was taken before"))?;
+        let ring = RingBuf::try_from(map).map_err(|error| DatapathError::map("use", names::EVENTS, error))?;
+        Ok(Events::new(ring))
+    }
+
+    fn config(&self, word: u32) -> Result<u32, DatapathError> {
+        self.maps.config.get(&word, 0).map_err(|error| DatapathError::map("read", names::CONFIG, error))
+    }
+
+    fn set_config(&mut self, word: u32, value: u32) -> Result<(), DatapathError> {
+        self.maps.config.set(word, value, 0).map_err(|error| DatapathError::map("write", names::CONFIG, error))
+    }
+
+    /// Brings the kernel to the desired state. An error in one object does not keep the others from being written.
+    ///
+    /// # Errors
+    /// If the state of the kernel cannot even be read, or the revision not be raised.
+    pub fn apply(
+        &mut self,
+        desired: &Desired,
+        endpoints: &[EndpointSpec],
+        mode: Mode,
+        numbers: impl Iterator<Item = (NumberKey, Digest)>,
+    ) -> Result<Applied, DatapathError> {
+        let mut applied = Applied::default();
+        self.write_numbers(numbers, &mut applied);
+        let live: BTreeSet<u32> = self.ipcache.values().chain(self.cidrs.values()).map(|i| i.peer).collect();
+        self.write_rows(desired, &live, &mut applied)?;
+        let mut judged_anew = applied.writes > 0;
+        let before = applied.writes;
+        self.write_addresses(desired, &mut applied)?;
+        let removed = self.slots.apply(&mut self.maps, &self.pins, &self.options.sizes, desired, endpoints, &mut applied);
+        judged_anew |= applied.writes > before;
+        if self.config(config::MODE)? != mode as u32 {
+            self.set_config(config::MODE, mode as u32)?;
+            judged_anew = true;
+        }
+        if judged_anew || self.config(config::REVISION)? == 0 {
+            self.raise_revision()?;
+            applied.revised = true;
+        }
+        self.retire_subjects(desired, &mut applied);
+        self.attach_all(endpoints, &removed, &mut applied);
+        Ok(applied)
+    }
+
+    fn raise_revision(&mut self) -> Result<(), DatapathError> {
+        let next = self.config(config::REVISION)?.wrapping_add(1).max(1);
+        self.set_config(config::REVISION, next)
+    }
+
+    fn write_numbers(&mut self, numbers: impl Iterator<Item = (NumberKey, Digest)>, applied: &mut Applied) {
+        let wanted: BTreeMap<_, _> = numbers.collect();
+        for (key, digest) in &wanted {
+            if self.numbers.get(key) != Some(digest) {
+                if let Err(error) = self.maps.numbers.insert(key, digest, ANY) {
+                    applied.errors.push(DatapathError::map("write", names::NUMBERS, error));
+                }
+            }
+        }
+        for key in self.numbers.keys().filter(|key| !wanted.contains_key(key)) {
+            let _ = self.maps.numbers.remove(key);
+        }
+        self.numbers = wanted;
+    }
+
+    fn write_rows(
+        &mut self,
+        desired: &Desired,
+        live: &BTreeSet<u32>,
+        applied: &mut Applied,
+    ) -> Result<(), DatapathError> {
+        for subject in std::mem::take(&mut self.failed) {
+            // Written from scratch: what of it is in the kernel is not known.
+            let change = self.rows.remove(subject);
+            self.retire(change);
+        }
+        for (subject, rows) in &desired.subjects {
+            let change = match self.rows.plan(*subject, rows, live, &mut self.tables) {
+                Ok(Some(change)) => change,
+                Ok(None) => continue,
+                Err(ports::NoRoom(steps)) => {
+                    applied.errors.push(DatapathError::Full {
+                        map: names::PORTS,
+                        what: format!("a table of {steps} steps has no room, so subject class {subject} is denied"),
+                        flag: "--ports-size",
+                    });
+                    self.deny(*subject)?;
+                    continue;
+                }
+            };
+            if let Err(error) = self.write_change(*subject, &change, applied) {
+                applied.errors.push(error);
+                self.deny(*subject)?;
+            }
+            self.retire(change);
+        }
+        Ok(())
+    }
+
+    fn write_change(
+        &mut self,
+        subject: u32,
+        change: &rows::Change,
+        applied: &mut Applied,
+    ) -> Result<(), DatapathError> {
+        for (index, step) in &change.steps {
+            self.maps.ports.set(*index, *step, 0).map_err(|e| DatapathError::map("write", names::PORTS, e))?;
+        }
+        for (key, row) in &change.put {
+            self.maps.rows.insert(key, row, ANY).map_err(|error| full(&error, names::ROWS, "--rows-size"))?;
+        }
+        if let Some(number) = change.switch_to {
+            self.maps
+                .subjects
+                .set(subject, number, 0)
+                .map_err(|_| full(&MapError::OutOfBounds { index: subject, max_entries: 0 }, names::SUBJECTS, "--subjects-size"))?;
+        }
+        applied.writes += change.steps.len() + change.put.len();
+        Ok(())
+    }
+
+    /// Nothing is in force for the subject: the kernel denies with `no-policy`.
+    fn deny(&mut self, subject: u32) -> Result<(), DatapathError> {
+        self.failed.insert(subject);
+        match self.maps.subjects.set(subject, 0, 0) {
+            Ok(()) => self.raise_revision(),
+            // A class beyond the array has no rows for the kernel either.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn retire(&mut self, change: rows::Change) {
+        self.retired.rows.extend(change.retire);
+        self.retired.functions.extend(change.release);
+    }
+
+    fn retire_subjects(&mut self, desired: &Desired, applied: &mut Applied) {
+        let gone: Vec<u32> = self.rows.subjects().filter(|s| !desired.subjects.contains_key(s)).collect();
+        for subject in gone {
+            let _ = self.maps.subjects.set(subject, 0, 0);
+            let change = self.rows.remove(subject);
+            applied.writes += 1;
+            self.retire(change);
+        }
+    }
+
+    /// Deletes what was retired, after a grace period in which no program run can still hold it. Blocks for some
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// If the grace period cannot be had; everything stays retired then.
+    pub fn collect(&mut self) -> Result<usize, DatapathError> {
+        if self.retired.rows.is_empty() && self.retired.functions.is_empty() && self.retired.ranges.is_empty() {
+            return Ok(0);
+        }
+        sys::grace_period().map_err(|error| DatapathError::System { call: "membarrier", error })?;
+        let Retired { rows, functions, ranges } = std::mem::take(&mut self.retired);
+        let count = rows.len();
+        for key in rows {
+            let _ = self.maps.rows.remove(&key);
+        }
+        // A second one: a program may have read a row just before it went, and be about to read its steps.
+        sys::grace_period().map_err(|error| DatapathError::System { call: "membarrier", error })?;
+        for function in functions {
+            self.tables.release(&function);
+        }
+        for (at, length) in ranges {
+            self.tables.give_back(at, length);
+        }
+        Ok(count)
+    }
+
+    fn write_addresses(&mut self, desired: &Desired, applied: &mut Applied) -> Result<(), DatapathError> {
+        let mut overflow = false;
+        for (net, identity) in &desired.cidrs {
+            if self.cidrs.get(net) == Some(identity) {
+                continue;
+            }
+            let written = match net {
+                IpNet::V4(net) => self.maps.cidrs4.insert(&kernel::key4(*net), identity, ANY),
+                IpNet::V6(net) => self.maps.cidrs6.insert(&kernel::key6(*net), identity, ANY),
+            };
+            match written {
+                Ok(()) => drop(self.cidrs.insert(*net, *identity)),
+                Err(error) => {
+                    overflow = true;
+                    applied.errors.push(full(&error, names::CIDRS4, "--cidrs-size"));
+                }
+            }
+            applied.writes += 1;
+        }
+        for (address, identity) in &desired.ipcache {
+            if self.ipcache.get(address) == Some(identity) {
+                continue;
+            }
+            let written = match address {
+                IpAddr::V4(a) => self.maps.ipcache4.insert(u32::from_ne_bytes(a.octets()), identity, ANY),
+                IpAddr::V6(a) => self.maps.ipcache6.insert(Addr6::from_bytes(a.octets()), identity, ANY),
+            };
+            match written {
+                Ok(()) => drop(self.ipcache.insert(*address, *identity)),
+                Err(error) => {
+                    overflow = true;
+                    applied.errors.push(full(&error, names::IPCACHE4, "--ipcache-size"));
+                }
+            }
+            applied.writes += 1;
+        }
+        // Before entries go: an address that could not be written must not be taken for somebody else's.
+        if self.config(config::OVERFLOW)? != u32::from(overflow) {
+            self.set_config(config::OVERFLOW, u32::from(overflow))?;
+            applied.writes += 1;
+        }
+        let gone: Vec<_> = self.ipcache.keys().filter(|a| !desired.ipcache.contains_key(a)).copied().collect();
+        for address in gone {
+            let _ = match address {
+                IpAddr::V4(a) => self.maps.ipcache4.remove(&u32::from_ne_bytes(a.octets())),
+                IpAddr::V6(a) => self.maps.ipcache6.remove(&Addr6::from_bytes(a.octets())),
+            };
+            self.ipcache.remove(&address);
+            applied.writes += 1;
+        }
+        let gone: Vec<_> = self.cidrs.keys().filter(|n| !desired.cidrs.contains_key(n)).copied().collect();
+        for net in gone {
+            let _ = match net {
+                IpNet::V4(net) => self.maps.cidrs4.remove(&kernel::key4(net)),
+                IpNet::V6(net) => self.maps.cidrs6.remove(&kernel::key6(net)),
+            };
+            self.cidrs.remove(&net);
+            applied.writes += 1;
+        }
+        Ok(())
+    }
+
+    fn attach_all(&mut self, endpoints: &[EndpointSpec], removed: &[u32], applied: &mut Applied) {
+        for &ifindex in removed {
+            for &direction in Direction::ALL {
+                if let Err(error) = attach::detach(&self.pins, ifindex, direction, self.tcx) {
+                    applied.errors.push(error);
+                }
+            }
+        }
+        for endpoint in endpoints {
+            // Without an entry the programs would drop everything; it is tried again.
+            if self.slots.slot(endpoint.ifindex).is_none() {
+                continue;
+            }
+            for &direction in Direction::ALL {
+                if self.hook_state(endpoint.ifindex, direction) != HookState::Missing {
+                    continue;
+                }
+                let attached =
+                    attach::attach(&mut self.ebpf, &self.pins, endpoint.ifindex, &endpoint.name, direction, self.tcx);
+                match attached {
+                    Ok(()) => applied.writes += 1,
+                    // An interface that is gone by now is no error: its removal is on its way.
+                    Err(_) if sys::interface_name(endpoint.ifindex).is_none() => {}
+                    Err(error) => applied.errors.push(error),
+                }
+            }
+        }
+    }
+
+    /// What the hook of an endpoint looks like now.
+    pub fn hook_state(&self, ifindex: u32, direction: Direction) -> HookState {
+        let program = self.programs.get(&direction).copied().unwrap_or(0);
+        attach::state(&self.pins, ifindex, direction, program, self.tcx)
+    }
+
+    /// Steps of port tables in use, and how many there can be.
+    pub fn port_usage(&self) -> (u32, u32) {
+        self.tables.usage()
+    }
+}
+
+/// An error of a write, told apart from a full map.
+fn full(error: &MapError, map: &'static str, flag: &'static str) -> DatapathError {
+    let text = error.to_string();
+    let code = match error {
+        MapError::SyscallError(inner) => inner.io_error.raw_os_error(),
+        _ => None,
+    };
+    match (error, code) {
+        (_, Some(libc::E2BIG | libc::ENOSPC)) | (MapError::OutOfBounds { .. }, _) => {
+            DatapathError::Full { map, what: "an entry has no room, and what it stands for is denied".to_owned(), flag }
+        }
+        _ => DatapathError::map("write", map, text),
+    }
+}
+
+/// Creates or adopts the maps of the object and makes its programs ready to load.
+///
+/// # Errors
+/// If the kernel refuses a map.
+pub fn load_object(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for name in names::ALL {
+        loader.map_pin_path(name, pins.map(name));
+        if let Some(shape) = Shape::wanted(name, sizes) {
+            loader.map_max_entries(name, shape.entries);
+        }
+    }
+    Ok(loader.load(object)?)
+}
+
+/// The rows of an earlier agent stay in force until they are replaced; they are retired from the start, and their room
+/// in `PORTS` is not written before they are gone.
+fn adopt_rows(maps: &KernelMaps, sizes: &Sizes) -> Result<(RowSets, PortTables, Retired), DatapathError> {
+    let mut retired = Retired::default();
+    let mut next = 1;
+    let mut ranges = BTreeSet::new();
+    for entry in maps.rows.iter() {
+        let (key, row) = entry.map_err(|error| DatapathError::map("read", names::ROWS, error))?;
+        next = next.max(key.rowset.saturating_add(1));
+        if row.steps > 0 {
+            ranges.insert((row.steps_at, row.steps));
+        }
+        retired.rows.push(key);
+    }
+    retired.ranges = ranges.into_iter().collect();
+    Ok((RowSets::new(next), PortTables::new(sizes.ports_size, retired.ranges.iter().copied()), retired))
+}
+
+fn adopt_ipcache(maps: &KernelMaps) -> Result<BTreeMap<IpAddr, Identity>, DatapathError> {
+    let mut found = BTreeMap::new();
+    for entry in maps.ipcache4.iter() {
+        let (address, identity) = entry.map_err(|error| DatapathError::map("read", names::IPCACHE4, error))?;
+        found.insert(IpAddr::from(address.to_ne_bytes()), identity);
+    }
+    for entry in maps.ipcache6.iter() {
+        let (address, identity) = entry.map_err(|error| DatapathError::map("read", names::IPCACHE6, error))?;
+        found.insert(IpAddr::from(address.to_bytes()), identity);
+    }
+    Ok(found)
+}
+
+fn adopt_cidrs(maps: &KernelMaps) -> Result<BTreeMap<IpNet, Identity>, DatapathError> {
+    let mut found = BTreeMap::new();
+    let net = |address: IpAddr, length: u32| IpNet::new(address, u8::try_from(length).unwrap_or(u8::MAX)).ok();
+    for entry in maps.cidrs4.iter() {
+        let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS4, error))?;
+        found.extend(net(IpAddr::from(key.data().to_ne_bytes()), key.prefix_len()).map(|net| (net, identity)));
+    }
+    for entry in maps.cidrs6.iter() {
+        let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS6, error))?;
+        found.extend(net(IpAddr::from(key.data().to_bytes()), key.prefix_len()).map(|net| (net, identity)));
+    }
+    Ok(found)
+}
+
+fn adopt_numbers(maps: &KernelMaps) -> Result<BTreeMap<NumberKey, Digest>, DatapathError> {
+    maps.numbers
+        .iter()
+        .map(|entry| entry.map_err(|error| DatapathError::map("read", names::NUMBERS, error)))
+        .collect()
+}
+
+/// Takes every trace of an agent off this node: programs, links, maps.
+///
+/// # Errors
+/// What could not be removed.
+pub fn cleanup(bpffs: &std::path::Path) -> Result<Vec<String>, DatapathError> {
+    let pins = Pins::new(bpffs);
+    if !bpffs.exists() {
+        return Ok(Vec::new());
+    }
+    let _lock = match sys::lock(pins.root()) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Err(DatapathError::Locked(pins.root().to_owned())),
+        Err(error) => return Err(DatapathError::File { what: "lock", path: pins.root().to_owned(), error }),
+    };
+    let mut removed = Vec::new();
+    for version in Pins::list(bpffs) {
+        removed.extend(endpoints::detach_all(&pins, &version));
+        let folder = bpffs.join(&version);
+        std::fs::remove_dir_all(&folder)
+            .map_err(|error| DatapathError::File { what: "remove", path: folder.clone(), error })?;
+        removed.push(folder.display().to_string());
+    }
+    std::fs::remove_dir(bpffs)
+        .map_err(|error| DatapathError::File { what: "remove", path: bpffs.to_owned(), error })?;
+    removed.push(bpffs.display().to_string());
+    Ok(removed)
+}
+
+/// Sets or clears the override of `portcullis mode`, in the pinned map, also while the agent is dead.
+///
+/// # Errors
+/// If there are no maps, or they are not ours.
+pub fn set_override(bpffs: &std::path::Path, mode: Option<Mode>) -> Result<Option<Mode>, DatapathError> {
+    let maps = inspect::open(bpffs)?;
+    let mut words = maps.config;
+    let before = words.get(&config::OVERRIDE, 0).map_err(|e| DatapathError::map("read", names::CONFIG, e))?;
+    words
+        .set(config::OVERRIDE, mode.map_or(0, |mode| mode as u32), 0)
+        .map_err(|error| DatapathError::map("write", names::CONFIG, error))?;
+    Ok(abi::Mode::from_number(before))
+}

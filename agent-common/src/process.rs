@@ -1,0 +1,471 @@
+//! What happens to a packet: the walk from its parsed form to pass or drop, with flows, counters and events.
+//!
+//! Generic over [`Datapath`], so that the kernel programs, host tests and fuzzers run the same walk. The part for a
+//! packet of a known flow is [`known_flow`]; everything else is [`prepare`] and [`decide`].
+
+use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
+use crate::event::Event;
+use crate::flow::{Flow, FlowKey, TOUCH_EVERY, expired, key_of, next_state, origin, state, timeout_of};
+use crate::identity::Kind;
+use crate::judge::{Config, Family, Maps, Metadata, Question, identify, is_local, judge, needs_opening, origin_of};
+use crate::packet::{FragmentPart, IcmpRole, Parsed, tcp};
+use crate::policy::{Decision, protocol};
+use crate::reason::{Direction, Reason, Verdict};
+
+/// An entry of a flow table that other CPUs may change, or reuse, at any time.
+pub trait FlowRef {
+    /// The value, its tag read last.
+    fn load(&self) -> Flow;
+    /// Writes `last_seen`.
+    fn touch(&self, now: u64);
+    /// Writes `timeout` and `state`.
+    fn advance(&self, state: u8, timeout: u32);
+}
+
+/// Everything that the walk reads and writes.
+pub trait Datapath<F: Family>: Maps<F> {
+    /// An entry of a flow table.
+    type Flow: FlowRef;
+    /// Jiffies.
+    fn now(&self) -> u64;
+    /// The flow of an endpoint.
+    fn flow(&self, slot: u32, key: &F::Key) -> Option<Self::Flow>;
+    /// Writes a flow; `false` if the table did not take it.
+    fn insert(&self, slot: u32, key: &F::Key, flow: &Flow) -> bool;
+    /// Counts one packet of `bytes` bytes and, if it was evaluated, a decision.
+    fn count(&self, slot: u32, verdict: Verdict, bytes: u64, decision: bool);
+    /// The counter slot of a pair, assigned when it is first seen.
+    fn slot_of(&self, pair: &PairKey) -> u32;
+    /// Counts a dropped packet by reason.
+    fn count_drop(&self, reason: Reason, direction: Direction);
+    /// The ports of a datagram's first fragment.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Remembers the ports of a first fragment.
+    fn remember(&self, key: &FragmentKey, fragment: &Fragment);
+    /// Whether one more event may be sent now.
+    fn may_report(&self, now: u64) -> bool;
+    /// Sends an event; its time is filled in.
+    fn report(&self, event: &Event);
+    /// Whether this allowed new flow is one of the sampled ones, given one in how many is wanted.
+    fn sampled(&self, one_in: u32) -> bool;
+}
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It goes on to the next program.
+    Pass,
+    /// It is dropped.
+    Drop,
+}
+
+/// A packet on its way through a hook.
+#[derive(Clone, Copy, Debug)]
+pub struct Transit<F: Family> {
+    /// The packet.
+    pub packet: Parsed<F::Address>,
+    /// The hook: egress is from-pod.
+    pub hook: Direction,
+    /// Slot of the endpoint.
+    pub slot: u32,
+    /// Length in bytes.
+    pub length: u32,
+    /// Where it came from.
+    pub metadata: Metadata,
+}
+
+/// Passes a packet of a known flow, if it is one: the flow's revision is in force, it is not idle for too long, and the
+/// packet does not try to open it again.
+#[inline(always)]
+pub fn known_flow<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key: &F::Key) -> bool {
+    let packet = &transit.packet;
+    let flags = packet.tcp_flags;
+    if packet.protocol == protocol::TCP && flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+        return false;
+    }
+    let Some(entry) = path.flow(transit.slot, key) else { return false };
+    let flow = entry.load();
+    let now = path.now();
+    if flow.revision != path.config(config::REVISION) || flow.tag != key.tag() || expired(&flow, now) {
+        return false;
+    }
+    advance(path, &entry, &flow, transit, now);
+    let verdict = if flow.verdict == Verdict::Allow as u8 { Verdict::Allow } else { Verdict::Audit };
+    path.count(flow.slot, verdict, u64::from(transit.length), false);
+    true
+}
+
+/// What a packet does to the state of its flow. An ICMP error does nothing.
+#[inline(always)]
+fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, transit: &Transit<F>, now: u64) {
+    if matches!(transit.packet.icmp, IcmpRole::Error) {
+        return;
+    }
+    let next = next_state(flow.state, flow.opener == transit.hook as u8, flags_of(&transit.packet));
+    if next != flow.state {
+        entry.advance(next, timeout_of(transit.packet.protocol, next).wrapping_mul(path.config(config::HZ)));
+    }
+    if now.wrapping_sub(flow.last_seen) >= TOUCH_EVERY {
+        entry.touch(now);
+    }
+}
+
+#[inline(always)]
+fn flags_of<A>(packet: &Parsed<A>) -> u8 {
+    if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 }
+}
+
+/// Whether the packet may be looked at as this pod's at all: its addresses and its link-level messages.
+///
+/// `Ok(true)` passes it at once (what the link needs), `Ok(false)` goes on.
+#[inline(always)]
+pub fn admit<F: Family>(endpoint: &Endpoint, transit: &Transit<F>) -> Result<bool, Reason> {
+    let packet = &transit.packet;
+    // Until the pod of an interface is known its addresses are not; where it is let through, all of it is.
+    let strict =
+        endpoint.flags & endpoint_flags::KNOWN != 0 || endpoint.unknown_verdict == Verdict::Deny as u8;
+    match transit.hook {
+        Direction::Egress => {
+            match packet.icmp {
+                IcmpRole::Router => return Err(Reason::ForbiddenIcmp),
+                IcmpRole::Link => {
+                    let own = is_local::<F>(endpoint, packet.source)
+                        || F::is_link_local(packet.source)
+                        || F::is_unspecified(packet.source);
+                    return if own || !strict { Ok(true) } else { Err(Reason::SpoofedSource) };
+                }
+                _ => {}
+            }
+            if F::is_loopback(packet.destination) || F::is_loopback(packet.source) {
+                return Err(Reason::SpoofedSource);
+            }
+            if strict && !is_local::<F>(endpoint, packet.source) {
+                return Err(Reason::SpoofedSource);
+            }
+        }
+        Direction::Ingress => {
+            if matches!(packet.icmp, IcmpRole::Link | IcmpRole::Router) {
+                return Ok(true);
+            }
+            if strict && !is_local::<F>(endpoint, packet.destination) && !F::is_multicast(packet.destination) {
+                return Err(Reason::NotForPod);
+            }
+        }
+    }
+    Ok(false)
+}
+
+#[inline(always)]
+fn fragment_key<F: Family>(transit: &Transit<F>, ifindex: u32) -> FragmentKey {
+    FragmentKey {
+        source: F::wide(transit.packet.source),
+        destination: F::wide(transit.packet.destination),
+        id: transit.packet.fragment_id,
+        ifindex,
+        protocol: transit.packet.protocol,
+        family: F::VERSION,
+        direction: transit.hook as u8,
+        pad: 0,
+    }
+}
+
+/// A tag of a fragment key; fragments are reassembled within seconds, so a collision would have to be within those.
+#[inline(always)]
+fn fragment_tag(key: &FragmentKey) -> u32 {
+    let (s, d) = (key.source.words_be, key.destination.words_be);
+    (s[0] ^ s[1] ^ s[2] ^ s[3]).wrapping_mul(0x9e37_79b1) ^ (d[0] ^ d[1] ^ d[2] ^ d[3]).wrapping_mul(0x85eb_ca6b) ^ key.id
+}
+
+/// What the walk has found out about a packet that is not simply one of a known flow. In the kernel it lives in a
+/// per-CPU map: the stack of a program is 512 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<F: Family> {
+    /// The packet.
+    pub transit: Transit<F>,
+    /// Key of its flow.
+    pub key: F::Key,
+    /// The flow that is to be judged.
+    pub question: Question<F>,
+    /// The flow as the table has it, if `has_known`.
+    pub known: Flow,
+    /// Whether the table has a live flow.
+    pub has_known: bool,
+    /// The revision read before the evaluation: a change that comes in between makes the flow old, never new with an
+    /// old verdict.
+    pub revision: u32,
+    /// When the packet came, jiffies.
+    pub now: u64,
+}
+
+impl<F: Family> Work<F> {
+    /// Work on a packet of which only the transit is known.
+    #[inline(always)]
+    pub fn new(transit: Transit<F>) -> Self {
+        let packet = &transit.packet;
+        let question = Question {
+            local: packet.source,
+            remote: packet.destination,
+            local_port: packet.source_port,
+            remote_port: packet.destination_port,
+            protocol: packet.protocol,
+            opener: Direction::Egress,
+            origin: origin::ADDRESS,
+        };
+        let key = key_of(packet, transit.hook);
+        Self { transit, key, question, known: Flow::default(), has_known: false, revision: 0, now: 0 }
+    }
+}
+
+/// The whole walk of a parsed packet.
+#[inline(always)]
+pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Action {
+    if matches!(admit(endpoint, &work.transit), Ok(false))
+        && work.transit.packet.fragment as u8 == FragmentPart::Whole as u8
+        && known_flow(path, &work.transit, &work.key)
+    {
+        return Action::Pass;
+    }
+    match prepare(path, endpoint, work) {
+        Step::Done(action) => action,
+        Step::Refuse(reason) => refuse(path, work, reason),
+        Step::Judge => decide(path, endpoint, work),
+    }
+}
+
+/// What [`prepare`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The packet is done with.
+    Done(Action),
+    /// It is refused without a judgement.
+    Refuse(Reason),
+    /// The flow in the work is to be judged: [`decide`].
+    Judge,
+}
+
+/// Everything before the judgement of a packet that is not simply one of a known flow: what the link needs, fragments,
+/// the orientation of the flow and where it comes from.
+#[inline(always)]
+pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Step {
+    match admit(endpoint, &work.transit) {
+        Ok(true) => return Step::Done(Action::Pass),
+        Ok(false) => {}
+        Err(reason) => return Step::Refuse(reason),
+    }
+    work.now = path.now();
+    work.revision = path.config(config::REVISION);
+    let hook = work.transit.hook;
+    if work.transit.packet.fragment as u8 != FragmentPart::Whole as u8 {
+        let fragment_key = fragment_key(&work.transit, endpoint.ifindex);
+        if work.transit.packet.fragment as u8 == FragmentPart::Later as u8 {
+            match path.fragment(&fragment_key) {
+                Some(first) if first.tag == fragment_tag(&fragment_key) => {
+                    work.transit.packet.source_port = first.source_port;
+                    work.transit.packet.destination_port = first.destination_port;
+                }
+                _ => return Step::Refuse(Reason::FragmentUnknown),
+            }
+            work.key = key_of(&work.transit.packet, hook);
+        } else {
+            // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it.
+            let fragment = Fragment {
+                tag: fragment_tag(&fragment_key),
+                source_port: work.transit.packet.source_port,
+                destination_port: work.transit.packet.destination_port,
+            };
+            path.remember(&fragment_key, &fragment);
+        }
+        if known_flow(path, &work.transit, &work.key) {
+            return Step::Done(Action::Pass);
+        }
+    }
+    orient(path, endpoint, work)
+}
+
+/// Which way the flow was opened, and from where.
+#[inline(always)]
+fn orient<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Step {
+    let packet = &work.transit.packet;
+    let hook = work.transit.hook;
+    let opens = opens(packet);
+    let related = matches!(packet.icmp, IcmpRole::Error);
+
+    work.has_known = false;
+    if let Some(entry) = path.flow(work.transit.slot, &work.key) {
+        let flow = entry.load();
+        if flow.tag == work.key.tag() && !expired(&flow, work.now) {
+            work.known = flow;
+            work.has_known = true;
+        }
+    }
+    work.question.protocol = packet.protocol;
+    work.question.opener = hook;
+    work.question.origin = origin::ADDRESS;
+    match hook {
+        Direction::Egress => {
+            work.question.local = packet.source;
+            work.question.remote = packet.destination;
+            work.question.local_port = packet.source_port;
+            work.question.remote_port = packet.destination_port;
+        }
+        Direction::Ingress => {
+            work.question.local = packet.destination;
+            work.question.remote = packet.source;
+            work.question.local_port = packet.destination_port;
+            work.question.remote_port = packet.source_port;
+        }
+    }
+    if work.has_known && !opens {
+        // Judged again the way it was opened, whichever way this packet goes.
+        let outwards = work.known.opener == Direction::Egress as u8;
+        work.question.opener = if outwards { Direction::Egress } else { Direction::Ingress };
+        work.question.origin = work.known.origin;
+        return Step::Judge;
+    }
+    if related {
+        return Step::Refuse(Reason::ForbiddenIcmp);
+    }
+    if matches!(packet.icmp, IcmpRole::EchoReply) || (needs_opening(packet.protocol) && !opens) {
+        return Step::Refuse(Reason::NoFlow);
+    }
+    if matches!(hook, Direction::Ingress) && identify(path, work.question.remote).kind == Kind::Host as u8 {
+        work.question.origin = origin_of(path, endpoint, &work.transit.metadata);
+    }
+    Step::Judge
+}
+
+/// Whether the packet opens a connection: SYN without ACK.
+#[inline(always)]
+fn opens<A>(packet: &Parsed<A>) -> bool {
+    flags_of(packet) & (tcp::SYN | tcp::ACK) == tcp::SYN
+}
+
+/// Judges the flow in the work and does what follows: stores it, counts, reports.
+#[inline(always)]
+pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &Work<F>) -> Action {
+    let judgement = judge(path, endpoint, &work.question);
+    let mut decision = judgement.decision;
+    let mut revision = work.revision;
+    if !matches!(decision.verdict, Verdict::Allow) {
+        let (softened, forced) = soften(path, decision.verdict);
+        decision.verdict = softened;
+        if forced {
+            revision = 0; // judged again at every packet until the override is cleared
+        }
+    }
+    let pair =
+        PairKey { source: judgement.source, destination: judgement.destination, direction: judgement.direction as u32 };
+    let slot = path.slot_of(&pair);
+    if !matches!(decision.verdict, Verdict::Deny) && !store(path, work, decision.verdict, revision, slot) {
+        decision = Decision::new(Verdict::Deny, Reason::FlowTable);
+    }
+    path.count(slot, decision.verdict, u64::from(work.transit.length), true);
+    let denied = matches!(decision.verdict, Verdict::Deny);
+    if denied {
+        path.count_drop(decision.reason, work.transit.hook);
+    }
+    let wanted = match decision.verdict {
+        Verdict::Allow => {
+            let one_in = path.config(config::SAMPLE);
+            !work.has_known && one_in != 0 && path.sampled(one_in)
+        }
+        Verdict::Deny => true,
+        // One event a flow, not one a packet.
+        Verdict::Audit => !work.has_known,
+    };
+    if wanted {
+        report(path, work, &decision, &pair);
+    }
+    if denied { Action::Drop } else { Action::Pass }
+}
+
+/// Writes the flow; `false` if the table does not take it. Multicast has no flows: there are no replies to find.
+#[inline(always)]
+fn store<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, verdict: Verdict, revision: u32, slot: u32) -> bool {
+    let packet = &work.transit.packet;
+    if F::is_multicast(packet.destination) {
+        return true;
+    }
+    let hook = work.transit.hook;
+    let mut flow;
+    if work.has_known && !opens(packet) {
+        flow = work.known;
+        if !matches!(packet.icmp, IcmpRole::Error) {
+            flow.state = next_state(flow.state, flow.opener == hook as u8, flags_of(packet));
+            flow.last_seen = work.now;
+        }
+    } else if work.has_known && work.known.opener != hook as u8 && work.known.state & state::LIFE != state::CLOSING {
+        // A SYN against a live flow of the other side does not turn it round: it may be forged.
+        return true;
+    } else {
+        flow = Flow { last_seen: work.now, opener: hook as u8, origin: work.question.origin, ..Flow::default() };
+    }
+    flow.timeout = timeout_of(packet.protocol, flow.state).wrapping_mul(path.config(config::HZ));
+    flow.tag = work.key.tag();
+    flow.revision = revision;
+    flow.slot = slot;
+    flow.verdict = verdict as u8;
+    path.insert(work.transit.slot, &work.key, &flow)
+}
+
+/// The verdict under the modes in force, and whether only the override made it milder.
+#[inline(always)]
+fn soften<C: Config>(path: &C, verdict: Verdict) -> (Verdict, bool) {
+    let mode = path.config(config::MODE);
+    let forced = path.config(config::OVERRIDE);
+    let by_mode = apply(verdict, mode);
+    let by_both = apply(by_mode, forced);
+    (by_both, by_both as u8 != by_mode as u8)
+}
+
+#[inline(always)]
+const fn apply(verdict: Verdict, mode: u32) -> Verdict {
+    if mode == Mode::Off as u32 {
+        Verdict::Allow
+    } else if mode == Mode::Audit as u32 && matches!(verdict, Verdict::Deny) {
+        Verdict::Audit
+    } else {
+        verdict
+    }
+}
+
+/// Drops a packet that no pair is charged for, unless the mode lets it pass.
+#[inline(always)]
+pub fn refuse<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, reason: Reason) -> Action {
+    let (verdict, _) = soften(path, Verdict::Deny);
+    if !matches!(verdict, Verdict::Deny) {
+        return Action::Pass;
+    }
+    path.count_drop(reason, work.transit.hook);
+    let pair = PairKey { source: 0, destination: 0, direction: work.transit.hook as u32 };
+    report(path, work, &Decision::new(Verdict::Deny, reason), &pair);
+    Action::Drop
+}
+
+/// Sends an event about the packet, as it is on the wire, if the budget allows.
+#[inline(always)]
+fn report<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, decision: &Decision, pair: &PairKey) {
+    if !path.may_report(path.now()) {
+        return;
+    }
+    let packet = &work.transit.packet;
+    path.report(&Event {
+        time_ns: 0,
+        ifindex: 0,
+        rule: decision.rule,
+        source_principal: pair.source,
+        destination_principal: pair.destination,
+        source: F::wide(packet.source),
+        destination: F::wide(packet.destination),
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        length: work.transit.length,
+        protocol: packet.protocol,
+        family: F::VERSION,
+        direction: pair.direction as u8,
+        verdict: decision.verdict as u8,
+        reason: decision.reason as u8,
+        tcp_flags: packet.tcp_flags,
+        pad: [0; 2],
+    });
+}

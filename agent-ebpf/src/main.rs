@@ -1,0 +1,245 @@
+//! The TC programs of Portcullis: one a direction, on the host side of a pod's interface.
+//!
+//! Thin entry points: the parser, the walk and the verdict procedure are in `portcullis-common`.
+#![no_std]
+#![no_main]
+// For one atomic addition; both toolchains that build this crate accept it (see the `ebpf-build` crate).
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
+
+#[cfg(feature = "bench")]
+mod bench;
+mod maps;
+mod path;
+mod skb;
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use portcullis_common::abi::{Endpoint, Mode, config, endpoint_flags};
+use portcullis_common::flow::key_of;
+use portcullis_common::judge::{Config, Family, Maps, V4, V6, endpoint_of};
+use portcullis_common::packet::{
+    FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
+};
+use portcullis_common::process::{Action, Datapath, Step, Transit, admit, decide, known_flow, prepare, refuse};
+use portcullis_common::reason::{Direction, Reason};
+
+use crate::maps::{WORK4, WORK6};
+use crate::path::{Path, count_drop};
+use crate::skb::Skb;
+
+/// TC ingress of the host side: what the pod sends.
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    run(ctx.skb.skb, Direction::Egress)
+}
+
+/// TC egress of the host side: what the pod receives.
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    run(ctx.skb.skb, Direction::Ingress)
+}
+
+/// `TC_ACT_UNSPEC` is `TCX_NEXT`: other programs on the hook still run.
+const PASS: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT;
+
+#[inline(always)]
+fn run(raw: *mut __sk_buff, hook: Direction) -> i32 {
+    let skb = Skb::new(raw);
+    let path = Path { ifindex: skb.ifindex() };
+    let Some((slot, endpoint)) = endpoint_of::<V4, Path>(&path, path.ifindex) else {
+        return refused(&path, Reason::NoEndpoint, hook);
+    };
+    if matches!(hook, Direction::Egress) {
+        if endpoint.flags & endpoint_flags::CHECK_MAC != 0 && !own_mac(&skb, endpoint) {
+            return refused(&path, Reason::SpoofedSource, hook);
+        }
+        skb.stamp(slot);
+    }
+    match skb.ethertype() {
+        ethertype::IPV4 => match parse_ipv4_direct(&skb) {
+            Some(packet) => direct::<V4>(raw, &path, &skb, hook, slot, endpoint, packet),
+            None => indirect_v4(raw, hook as u32, slot),
+        },
+        ethertype::IPV6 => match parse_ipv6_direct(&skb) {
+            Some(packet) => direct::<V6>(raw, &path, &skb, hook, slot, endpoint, packet),
+            None => indirect_v6(raw, hook as u32, slot),
+        },
+        ethertype::ARP => PASS,
+        _ => refused(&path, Reason::UnknownEthertype, hook),
+    }
+}
+
+/// A packet that direct access could parse: the known flow here, the rest in a function of its own, so that the common
+/// case has few instructions and little stack.
+#[inline(always)]
+fn direct<F: Slow>(
+    raw: *mut __sk_buff,
+    path: &Path,
+    skb: &Skb,
+    hook: Direction,
+    slot: u32,
+    endpoint: &Endpoint,
+    packet: Parsed<F::Address>,
+) -> i32
+where
+    Path: Datapath<F>,
+{
+    let transit =
+        Transit::<F> { packet, hook, slot, length: skb.length(), metadata: Default::default() };
+    if matches!(admit(endpoint, &transit), Ok(false)) {
+        let key: F::Key = key_of(&transit.packet, hook);
+        if known_flow(path, &transit, &key) {
+            return PASS;
+        }
+    }
+    F::indirect(raw, hook as u32, slot)
+}
+
+/// A family and its functions for everything but known flows.
+trait Slow: Family {
+    fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32;
+}
+
+/// The part of the walk between a known flow and the verdict, for one family: functions of their own, because the stack
+/// of a program is 512 bytes over all nested calls.
+macro_rules! slow {
+    ($family:ty, $parse:ident, $scratch:ident, $indirect:ident, $begin:ident, $prepare:ident, $decide:ident, $refuse:ident) => {
+        impl Slow for $family {
+            #[inline(always)]
+            fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
+                $indirect(raw, hook, slot)
+            }
+        }
+
+        #[inline(always)]
+        fn $indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
+            let mut step = $begin(raw, hook, slot);
+            if step == STEP_PREPARE {
+                step = $prepare(raw, slot);
+            }
+            match step {
+                STEP_PASS => PASS,
+                STEP_JUDGE => $decide(raw, slot),
+                reason => $refuse(raw, reason),
+            }
+        }
+
+        #[inline(never)]
+        fn $begin(raw: *mut __sk_buff, hook: u32, slot: u32) -> u32 {
+            let skb = Skb::new(raw);
+            let hook = if hook == Direction::Egress as u32 { Direction::Egress } else { Direction::Ingress };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
+            // SAFETY: this CPU's copy of a map value; programs of a CPU do not interrupt each other.
+            let work = unsafe { &mut *work };
+            match $parse(&skb) {
+                Ok(packet) => {
+                    let fragment = packet.fragment as u8 != FragmentPart::Whole as u8;
+                    work.transit = Transit { packet, hook, slot, length: skb.length(), metadata: skb.metadata(fragment) };
+                    work.key = key_of(&work.transit.packet, hook);
+                    STEP_PREPARE
+                }
+                Err(reason) => {
+                    work.transit.hook = hook;
+                    STEP_UNPARSED | reason as u32
+                }
+            }
+        }
+
+        #[inline(never)]
+        fn $prepare(raw: *mut __sk_buff, slot: u32) -> u32 {
+            let path = Path { ifindex: Skb::new(raw).ifindex() };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
+            // SAFETY: as in the function before.
+            let work = unsafe { &mut *work };
+            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return Reason::NoEndpoint as u32 };
+            // Also when direct access found no flow: the packet may have options or lie beyond the linear part.
+            if matches!(admit(endpoint, &work.transit), Ok(false))
+                && work.transit.packet.fragment as u8 == FragmentPart::Whole as u8
+                && known_flow(&path, &work.transit, &work.key)
+            {
+                return STEP_PASS;
+            }
+            match prepare(&path, endpoint, work) {
+                Step::Done(Action::Pass) => STEP_PASS,
+                Step::Done(Action::Drop) => Reason::None as u32,
+                Step::Refuse(reason) => reason as u32,
+                Step::Judge => STEP_JUDGE,
+            }
+        }
+
+        #[inline(never)]
+        fn $decide(raw: *mut __sk_buff, slot: u32) -> i32 {
+            let path = Path { ifindex: Skb::new(raw).ifindex() };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return DROP };
+            // SAFETY: as in the functions before.
+            let work = unsafe { &*work };
+            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return DROP };
+            match decide(&path, endpoint, work) {
+                Action::Pass => PASS,
+                Action::Drop => DROP,
+            }
+        }
+
+        #[inline(never)]
+        fn $refuse(raw: *mut __sk_buff, reason: u32) -> i32 {
+            let path = Path { ifindex: Skb::new(raw).ifindex() };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return DROP };
+            // SAFETY: as in the functions before.
+            let work = unsafe { &*work };
+            let known = match Reason::from_number(reason as u8) {
+                Some(known) => known,
+                None => Reason::Malformed,
+            };
+            if reason & STEP_UNPARSED != 0 {
+                return refused(&path, known, work.transit.hook);
+            }
+            match refuse(&path, work, known) {
+                Action::Pass => PASS,
+                Action::Drop => DROP,
+            }
+        }
+    };
+}
+
+/// Results of the steps, as scalars; below them the number of a [`Reason`].
+const STEP_PASS: u32 = 0x100;
+const STEP_JUDGE: u32 = 0x200;
+const STEP_PREPARE: u32 = 0x400;
+/// The packet could not be parsed: the rest is the reason, and there are no addresses to report.
+const STEP_UNPARSED: u32 = 0x800;
+
+slow!(V4, parse_ipv4, WORK4, indirect_v4, begin_v4, prepare_v4, decide_v4, refuse_v4);
+slow!(V6, parse_ipv6, WORK6, indirect_v6, begin_v6, prepare_v6, decide_v6, refuse_v6);
+
+/// Drops what could not even be parsed, or belongs to no endpoint, unless the mode lets everything pass.
+#[inline(always)]
+fn refused(path: &Path, reason: Reason, hook: Direction) -> i32 {
+    let lenient = Mode::Audit as u32;
+    if path.config(config::MODE) >= lenient || path.config(config::OVERRIDE) >= lenient {
+        return PASS;
+    }
+    count_drop(reason, hook);
+    DROP
+}
+
+#[inline(always)]
+fn own_mac(skb: &Skb, endpoint: &Endpoint) -> bool {
+    use portcullis_common::packet::Head;
+    let Some(head) = skb.head(14) else { return false };
+    let m = &endpoint.mac;
+    head.u32_be(6) == u32::from_ne_bytes([m[0], m[1], m[2], m[3]]) && head.u16(10) == u16::from_be_bytes([m[4], m[5]])
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: no code path panics; the verifier would refuse a program in which one could be reached.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

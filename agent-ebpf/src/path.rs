@@ -1,0 +1,304 @@
+//! The walk's view of the maps.
+
+use core::ptr::{addr_of_mut, read_volatile, write_volatile};
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
+use portcullis_common::abi::{Addr6, Endpoint, Fragment, FragmentKey, PairKey, config};
+use portcullis_common::event::Event;
+use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
+use portcullis_common::identity::Identity;
+use portcullis_common::judge::{Config, Maps, V4, V6};
+use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey};
+use portcullis_common::process::{Datapath, FlowRef};
+use portcullis_common::reason::{Direction, Reason, Verdict};
+
+use crate::maps::*;
+
+/// The kernel's maps.
+#[derive(Clone, Copy)]
+pub struct Path {
+    /// Interface that the program runs on, for events.
+    pub ifindex: u32,
+}
+
+/// An entry of a flow table.
+pub struct Entry(*mut Flow);
+
+impl FlowRef for Entry {
+    #[inline(always)]
+    fn load(&self) -> Flow {
+        let p = self.0;
+        // SAFETY: the pointer is to a map value, checked by the verifier. Volatile, because other CPUs write; the tag
+        // comes last, because an entry that is reused is written tag first.
+        unsafe {
+            let mut flow = Flow {
+                tag: 0,
+                revision: read_volatile(addr_of_mut!((*p).revision)),
+                last_seen: read_volatile(addr_of_mut!((*p).last_seen)),
+                timeout: read_volatile(addr_of_mut!((*p).timeout)),
+                slot: read_volatile(addr_of_mut!((*p).slot)),
+                origin: read_volatile(addr_of_mut!((*p).origin)),
+                verdict: read_volatile(addr_of_mut!((*p).verdict)),
+                opener: read_volatile(addr_of_mut!((*p).opener)),
+                state: read_volatile(addr_of_mut!((*p).state)),
+                pad: 0,
+            };
+            flow.tag = read_volatile(addr_of_mut!((*p).tag));
+            flow
+        }
+    }
+
+    #[inline(always)]
+    fn touch(&self, now: u64) {
+        // SAFETY: as in `load`; one aligned word.
+        unsafe { write_volatile(addr_of_mut!((*self.0).last_seen), now) };
+    }
+
+    #[inline(always)]
+    fn advance(&self, state: u8, timeout: u32) {
+        // SAFETY: as in `load`.
+        unsafe {
+            write_volatile(addr_of_mut!((*self.0).timeout), timeout);
+            write_volatile(addr_of_mut!((*self.0).state), state);
+        }
+    }
+}
+
+impl Config for Path {
+    #[inline(always)]
+    fn config(&self, word: u32) -> u32 {
+        match CONFIG.get_ptr(word) {
+            // SAFETY: a map value; written by user space at any time.
+            Some(value) => unsafe { read_volatile(value) },
+            None => 0,
+        }
+    }
+}
+
+impl PolicyMaps for Path {
+    #[inline(always)]
+    fn rowset(&self, subject: u32) -> u32 {
+        match SUBJECTS.get_ptr(subject) {
+            // SAFETY: as in `config`.
+            Some(value) => unsafe { read_volatile(value) },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn row(&self, key: &RowKey) -> Option<Row> {
+        // SAFETY: the value is copied at once; rows are replaced whole and freed after a grace period.
+        unsafe { ROWS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn step(&self, index: u32) -> Option<PortStep> {
+        PORTS.get(index).copied()
+    }
+}
+
+impl Maps<V4> for Path {
+    #[inline(always)]
+    fn exact(&self, address: u32) -> Option<Identity> {
+        // SAFETY: copied at once.
+        unsafe { IPCACHE4.get(address) }.copied()
+    }
+    #[inline(always)]
+    fn prefix(&self, address: u32) -> Option<Identity> {
+        CIDRS4.get(&Key::new(32, address)).copied()
+    }
+    #[inline(always)]
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
+        ENDPOINTS.get(slot)
+    }
+}
+
+impl Maps<V6> for Path {
+    #[inline(always)]
+    fn exact(&self, address: Addr6) -> Option<Identity> {
+        // SAFETY: copied at once.
+        unsafe { IPCACHE6.get(address) }.copied()
+    }
+    #[inline(always)]
+    fn prefix(&self, address: Addr6) -> Option<Identity> {
+        CIDRS6.get(&Key::new(128, address)).copied()
+    }
+    #[inline(always)]
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
+        ENDPOINTS.get(slot)
+    }
+}
+
+macro_rules! datapath {
+    ($family:ty, $flows:ident, $key:ty) => {
+        impl Datapath<$family> for Path {
+            type Flow = Entry;
+
+            #[inline(always)]
+            fn now(&self) -> u64 {
+                // SAFETY: a helper without arguments.
+                unsafe { bpf_jiffies64() }
+            }
+
+            #[inline(always)]
+            fn flow(&self, slot: u32, key: &$key) -> Option<Entry> {
+                $flows.get(slot)?.get_ptr_mut(key).map(Entry)
+            }
+
+            #[inline(always)]
+            fn insert(&self, slot: u32, key: &$key, flow: &Flow) -> bool {
+                match $flows.get(slot) {
+                    Some(table) => table.insert(key, flow, BPF_ANY as u64).is_ok(),
+                    None => false,
+                }
+            }
+
+            #[inline(always)]
+            fn count(&self, slot: u32, verdict: Verdict, bytes: u64, decision: bool) {
+                count(slot, verdict, bytes, decision);
+            }
+
+            #[inline(always)]
+            fn slot_of(&self, pair: &PairKey) -> u32 {
+                slot_of(pair)
+            }
+
+            #[inline(always)]
+            fn count_drop(&self, reason: Reason, direction: Direction) {
+                count_drop(reason, direction);
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+                // SAFETY: copied at once, and the value carries a tag of its key.
+                unsafe { FRAGMENTS.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn remember(&self, key: &FragmentKey, fragment: &Fragment) {
+                // Where it cannot be remembered, the later fragments are dropped with a reason.
+                let _ = FRAGMENTS.insert(key, fragment, BPF_ANY as u64);
+            }
+
+            #[inline(always)]
+            fn may_report(&self, now: u64) -> bool {
+                may_report(self, now)
+            }
+
+            #[inline(always)]
+            fn report(&self, event: &Event) {
+                report(self.ifindex, event);
+            }
+
+            #[inline(always)]
+            fn sampled(&self, one_in: u32) -> bool {
+                // SAFETY: a helper without arguments.
+                (unsafe { bpf_get_prandom_u32() }) % one_in == 0
+            }
+        }
+    };
+}
+
+datapath!(V4, FLOWS4, FlowKey4);
+datapath!(V6, FLOWS6, FlowKey6);
+
+#[inline(always)]
+fn count(slot: u32, verdict: Verdict, bytes: u64, decision: bool) {
+    let Some(counters) = COUNTERS.get_ptr_mut(slot) else { return };
+    // SAFETY: this CPU's copy of a map value; programs of a CPU do not interrupt each other.
+    let counters = unsafe { &mut *counters };
+    // Indexes are constants in each arm, so the verifier sees them inside the value.
+    match verdict {
+        Verdict::Allow => {
+            counters.packets[0] += 1;
+            counters.bytes[0] += bytes;
+            counters.decisions[0] += decision as u64;
+        }
+        Verdict::Deny => {
+            counters.packets[1] += 1;
+            counters.bytes[1] += bytes;
+            counters.decisions[1] += decision as u64;
+        }
+        Verdict::Audit => {
+            counters.packets[2] += 1;
+            counters.bytes[2] += bytes;
+            counters.decisions[2] += decision as u64;
+        }
+    }
+}
+
+#[inline(always)]
+fn slot_of(pair: &PairKey) -> u32 {
+    // SAFETY: copied at once; a pair keeps its slot while its series lives.
+    if let Some(slot) = unsafe { SLOTS.get(pair) } {
+        return *slot;
+    }
+    let Some(next) = NEXT_SLOT.get_ptr_mut(0) else { return 0 };
+    let capacity = match CONFIG.get_ptr(config::SLOT_CAPACITY) {
+        // SAFETY: a map value.
+        Some(value) => u64::from(unsafe { read_volatile(value) }),
+        None => 0,
+    };
+    // SAFETY: an aligned word of a map value. The intrinsic, because `core` offers no `fetch_add` on a target without
+    // compare-and-swap of every width.
+    let slot = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(next, 1) };
+    if slot >= capacity {
+        return 0;
+    }
+    let slot = slot as u32;
+    if SLOTS.insert(pair, slot, BPF_NOEXIST as u64).is_ok() {
+        return slot;
+    }
+    // Another CPU was faster; its slot counts, ours stays unused.
+    // SAFETY: copied at once.
+    match unsafe { SLOTS.get(pair) } {
+        Some(slot) => *slot,
+        None => 0,
+    }
+}
+
+#[inline(always)]
+pub fn count_drop(reason: Reason, direction: Direction) {
+    if let Some(drops) = DROPS.get_ptr_mut(reason as u32 * 2 + direction as u32) {
+        // SAFETY: this CPU's copy of a map value.
+        unsafe { *drops += 1 };
+    }
+}
+
+#[inline(always)]
+fn may_report(path: &Path, now: u64) -> bool {
+    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's copy of a map value.
+    let budget = unsafe { &mut *budget };
+    if now.wrapping_sub(budget.since) >= u64::from(path.config(config::HZ)) {
+        budget.since = now;
+        budget.sent = 0;
+    }
+    if budget.sent >= u64::from(path.config(config::EVENT_RATE)) {
+        budget.missed += 1;
+        return false;
+    }
+    budget.sent += 1;
+    true
+}
+
+#[inline(always)]
+fn report(ifindex: u32, event: &Event) {
+    match EVENTS.reserve_untyped::<Event>(0) {
+        Some(mut entry) => {
+            // SAFETY: a helper without arguments.
+            let time_ns = unsafe { bpf_ktime_get_ns() };
+            entry.write(Event { time_ns, ifindex, ..*event });
+            entry.submit(0);
+        }
+        None => {
+            if let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) {
+                // SAFETY: this CPU's copy of a map value.
+                unsafe { (*budget).missed += 1 };
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Attaching the two programs to an interface: TCX links, pinned and replaced in place, or clsact filters with our own
+//! priority and handle where the kernel has no TCX.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::{SchedClassifier, TcAttachType};
+use portcullis_common::Direction;
+
+use super::error::DatapathError;
+use super::pins::Pins;
+use super::sys;
+
+/// Priority of our clsact filters: before everybody's who did not ask for the very first place.
+const CLSACT_PRIORITY: u16 = 1;
+/// Handle of our clsact filters, so that they can be told from others and replaced in place.
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0071);
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttachMode {
+    /// TCX where the kernel has it, else clsact.
+    Auto,
+    /// TCX links (Linux 6.6 and later).
+    Tcx,
+    /// clsact filters.
+    Clsact,
+}
+
+/// The program of a direction: its name in the object.
+pub const fn program_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "to_pod",
+        Direction::Egress => "from_pod",
+    }
+}
+
+/// The hook on the host side: what the pod sends comes in there.
+const fn hook(direction: Direction) -> TcAttachType {
+    match direction {
+        Direction::Ingress => TcAttachType::Egress,
+        Direction::Egress => TcAttachType::Ingress,
+    }
+}
+
+/// What the hook of an interface looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookState {
+    /// Our program is there, and first.
+    Attached,
+    /// Our program is there, after others.
+    NotFirst,
+    /// Our program is not there.
+    Missing,
+}
+
+/// Loads a program into the kernel; the verifier's last lines are in the error.
+pub fn load(ebpf: &mut Ebpf, direction: Direction) -> Result<u32, DatapathError> {
+    let name = program_name(direction);
+    let failed = |error: String| DatapathError::Program { what: "load", program: name, place: String::new(), error };
+    let program = classifier(ebpf, direction)?;
+    program.load().map_err(|error| failed(describe(&error)))?;
+    program.info().map(|info| info.id()).map_err(|error| failed(describe(&error)))
+}
+
+fn classifier(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, DatapathError> {
+    let name = program_name(direction);
+    let failed = |error: String| DatapathError::Program { what: "find", program: name, place: String::new(), error };
+    let program = ebpf.program_mut(name).ok_or_else(|| failed("the object does not have it".to_owned()))?;
+    program.try_into().map_err(|error: aya::programs::ProgramError| failed(error.to_string()))
+}
+
+/// An error with its causes.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// Attaches a program to an interface, or replaces the one that an earlier agent attached, atomically.
+///
+/// # Errors
+/// What the kernel says.
+pub fn attach(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    ifindex: u32,
+    name: &str,
+    direction: Direction,
+    tcx: bool,
+) -> Result<(), DatapathError> {
+    let failed = |error: String| DatapathError::Program {
+        what: "attach",
+        program: program_name(direction),
+        place: format!(" to {name}"),
+        error,
+    };
+    let program = classifier(ebpf, direction)?;
+    if tcx {
+        let pin = pins.link(ifindex, direction);
+        if replace_pinned(program, &pin) {
+            return Ok(());
+        }
+        Pins::remove(&pin)?;
+        let id = program
+            .attach_with_options(name, hook(direction), TcAttachOptions::TcxOrder(LinkOrder::first()))
+            .map_err(|error| failed(describe(&error)))?;
+        let link = program.take_link(id).map_err(|error| failed(describe(&error)))?;
+        let link: FdLink = link.try_into().map_err(|error| failed(describe(&error)))?;
+        link.pin(&pin).map_err(|error| failed(describe(&error)))?;
+        return Ok(());
+    }
+    match tc::qdisc_add_clsact(name) {
+        Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+        Err(error) => return Err(failed(describe(&error))),
+    }
+    let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+    let id = match program.attach_with_options(name, hook(direction), TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // An earlier agent's filter has the handle: replaced in place.
+        Err(_) => {
+            let old = SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+                .map_err(|error| failed(error.to_string()))?;
+            program.attach_to_link(old).map_err(|error| failed(describe(&error)))?
+        }
+    };
+    // Dropping the link would detach it, and the filter has to outlive this process.
+    std::mem::forget(program.take_link(id).map_err(|error| failed(describe(&error)))?);
+    Ok(())
+}
+
+/// Swaps the program behind a pinned link; `false` if there is no usable link (none, or its interface is gone).
+fn replace_pinned(program: &mut SchedClassifier, pin: &Path) -> bool {
+    let Ok(pinned) = PinnedLink::from_pin(pin) else { return false };
+    let Ok(link) = SchedClassifierLink::try_from(FdLink::from(pinned)) else { return false };
+    let Ok(id) = program.attach_to_link(link) else { return false };
+    // Only the file descriptor goes; the pin keeps the link.
+    program.take_link(id).ok().and_then(|link| FdLink::try_from(link).ok()).is_some()
+}
+
+/// Takes our program off a hook. An interface that is gone has nothing to take off.
+///
+/// # Errors
+/// If the pin cannot be removed.
+pub fn detach(pins: &Pins, ifindex: u32, direction: Direction, tcx: bool) -> Result<(), DatapathError> {
+    // The last reference of a link is its pin.
+    Pins::remove(&pins.link(ifindex, direction))?;
+    if !tcx {
+        if let Some(name) = sys::interface_name(ifindex) {
+            if let Ok(link) =
+                SchedClassifierLink::attached(&name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+            {
+                // Dropping detaches; a filter that is not there is no error here.
+                drop(link);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is on the hook, by the ids of the programs there. Of clsact filters only what is ours can be seen: the kernel
+/// keeps their order by priority.
+pub fn state(pins: &Pins, ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
+    if !tcx {
+        let _ = pins;
+        return if sys::interface_name(ifindex).is_some() { HookState::Attached } else { HookState::Missing };
+    }
+    match sys::tcx_programs(ifindex, matches!(direction, Direction::Ingress)) {
+        Ok(ids) if ids.first() == Some(&program) => HookState::Attached,
+        Ok(ids) if ids.contains(&program) => HookState::NotFirst,
+        _ => HookState::Missing,
+    }
+}

@@ -1,0 +1,190 @@
+//! Which endpoint is in which slot, with its flow tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use portcullis_common::abi::{
+    Addr6, ENDPOINT_ADDRESSES, ENDPOINT_PROBES, ENDPOINT_SLOTS, Endpoint, endpoint_flags, names,
+};
+use portcullis_common::{Direction, Kind, Verdict};
+
+use super::kernel::KernelMaps;
+use super::{Applied, DatapathError, Pins, Sizes, attach, flows, inspect, sys};
+use crate::policy::Desired;
+
+/// An endpoint as the owner of the world wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSpec {
+    /// Index of the host-side interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// Index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// MAC address of the pod's side; packets from the pod must carry it.
+    pub mac: Option<[u8; 6]>,
+    /// UID of the pod that it is bound to, if it is known.
+    pub pod: Option<String>,
+    /// The addresses found in the pod's namespace; they count only while the pod is unknown.
+    pub addresses: Vec<IpAddr>,
+    /// What an unknown pod gets.
+    pub unknown: Verdict,
+}
+
+/// Slots in use.
+#[derive(Debug)]
+pub struct Slots {
+    by_ifindex: BTreeMap<u32, (u32, Endpoint)>,
+}
+
+impl Slots {
+    /// The slots of an earlier agent. An endpoint whose flow tables are gone or of another size gets new ones, by being
+    /// taken for new.
+    pub fn adopt(maps: &KernelMaps, pins: &Pins, sizes: &Sizes) -> Result<Self, DatapathError> {
+        let mut by_ifindex = BTreeMap::new();
+        for slot in 0..ENDPOINT_SLOTS {
+            let endpoint =
+                maps.endpoints.get(&slot, 0).map_err(|error| DatapathError::map("read", names::ENDPOINTS, error))?;
+            if endpoint.ifindex != 0 && flows::present(pins, slot, sizes.flows_size) {
+                by_ifindex.insert(endpoint.ifindex, (slot, endpoint));
+            }
+        }
+        Ok(Self { by_ifindex })
+    }
+
+    /// The slot of an interface.
+    pub fn slot(&self, ifindex: u32) -> Option<u32> {
+        self.by_ifindex.get(&ifindex).map(|(slot, _)| *slot)
+    }
+
+    /// Writes the endpoints; returns the interfaces that are none any more.
+    pub fn apply(
+        &mut self,
+        maps: &mut KernelMaps,
+        pins: &Pins,
+        sizes: &Sizes,
+        desired: &Desired,
+        wanted: &[EndpointSpec],
+        applied: &mut Applied,
+    ) -> Vec<u32> {
+        let indexes: BTreeSet<u32> = wanted.iter().map(|spec| spec.ifindex).collect();
+        let gone: Vec<u32> = self.by_ifindex.keys().filter(|i| !indexes.contains(i)).copied().collect();
+        for ifindex in &gone {
+            if let Some((slot, _)) = self.by_ifindex.remove(ifindex) {
+                // The programs may still run there for a moment: without an entry they drop.
+                let written = maps.endpoints.set(slot, Endpoint::default(), 0);
+                applied.writes += 1;
+                if let Err(error) = written {
+                    applied.errors.push(DatapathError::map("write", names::ENDPOINTS, error));
+                }
+                if let Err(error) = flows::remove(pins, slot) {
+                    applied.errors.push(error);
+                }
+            }
+        }
+        for spec in wanted {
+            if let Err(error) = self.write(maps, pins, sizes, desired, spec, applied) {
+                applied.errors.push(error);
+            }
+        }
+        gone
+    }
+
+    fn write(
+        &mut self,
+        maps: &mut KernelMaps,
+        pins: &Pins,
+        sizes: &Sizes,
+        desired: &Desired,
+        spec: &EndpointSpec,
+        applied: &mut Applied,
+    ) -> Result<(), DatapathError> {
+        let value = value_of(spec, desired);
+        let slot = match self.by_ifindex.get(&spec.ifindex) {
+            Some((_, written)) if *written == value => return Ok(()),
+            Some((slot, _)) => *slot,
+            None => {
+                let slot = self.free_slot(spec.ifindex).ok_or_else(|| DatapathError::Full {
+                    map: names::ENDPOINTS,
+                    what: format!(
+                        "interface {} ({}) finds no free slot and gets no programs: it is not judged",
+                        spec.name, spec.ifindex
+                    ),
+                    flag: "fewer pods on this node",
+                })?;
+                // New tables for a new endpoint: it starts with no flows of a former one.
+                flows::create(maps, pins, slot, sizes.flows_size)?;
+                slot
+            }
+        };
+        maps.endpoints.set(slot, value, 0).map_err(|error| DatapathError::map("write", names::ENDPOINTS, error))?;
+        self.by_ifindex.insert(spec.ifindex, (slot, value));
+        applied.writes += 1;
+        Ok(())
+    }
+
+    fn free_slot(&self, ifindex: u32) -> Option<u32> {
+        let taken: BTreeSet<u32> = self.by_ifindex.values().map(|(slot, _)| *slot).collect();
+        (0..ENDPOINT_PROBES).map(|probe| ifindex.wrapping_add(probe) % ENDPOINT_SLOTS).find(|s| !taken.contains(s))
+    }
+}
+
+/// The map value of an endpoint.
+fn value_of(spec: &EndpointSpec, desired: &Desired) -> Endpoint {
+    let pod = spec.pod.as_ref().and_then(|uid| desired.pods.get(uid));
+    let addresses = pod.map_or(&spec.addresses, |pod| &pod.addresses);
+    let mut value = Endpoint {
+        ifindex: spec.ifindex,
+        master: spec.master.unwrap_or(0),
+        unknown_verdict: spec.unknown as u8,
+        principal: Kind::Unmanaged.principal(),
+        ..Endpoint::default()
+    };
+    if let Some(pod) = pod {
+        value.flags |= endpoint_flags::KNOWN;
+        value.principal = pod.principal;
+        value.subject = pod.subject;
+    }
+    if let Some(mac) = spec.mac {
+        value.flags |= endpoint_flags::CHECK_MAC;
+        value.mac = mac;
+    }
+    let (mut v4, mut v6) = (0, 0);
+    for address in addresses {
+        match address {
+            IpAddr::V4(a) if v4 < ENDPOINT_ADDRESSES => {
+                value.addr4_be[v4] = u32::from_ne_bytes(a.octets());
+                v4 += 1;
+            }
+            IpAddr::V6(a) if v6 < ENDPOINT_ADDRESSES => {
+                value.addr6[v6] = Addr6::from_bytes(a.octets());
+                v6 += 1;
+            }
+            // More addresses than an entry holds: packets from them are dropped as spoofed, never let through.
+            _ => {}
+        }
+    }
+    value
+}
+
+/// Takes the programs off every interface that a version's maps and pins know.
+pub fn detach_all(pins: &Pins, version: &str) -> Vec<String> {
+    let mut interfaces: BTreeSet<u32> = Pins::list(&pins.root().join(version).join("links"))
+        .iter()
+        .filter_map(|name| name.split('-').next()?.parse().ok())
+        .collect();
+    if let Ok(maps) = inspect::open(pins.root()) {
+        interfaces.extend(
+            (0..ENDPOINT_SLOTS).filter_map(|slot| maps.endpoints.get(&slot, 0).ok()).map(|e| e.ifindex).filter(|i| *i != 0),
+        );
+    }
+    let mut detached = Vec::new();
+    for ifindex in interfaces {
+        for &direction in Direction::ALL {
+            // Both ways of attaching: an earlier agent may have used the other one.
+            let _ = attach::detach(pins, ifindex, direction, false);
+        }
+        detached.push(sys::interface_name(ifindex).unwrap_or_else(|| format!("interface {ifindex}")));
+    }
+    detached
+}

@@ -1,0 +1,90 @@
+//! Errors of the datapath: what failed, on which object, and what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+/// An error of the datapath.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The folder is not on bpffs.
+    #[error(
+        "{0} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another folder with --bpffs"
+    )]
+    NotBpffs(PathBuf),
+    /// Another agent holds the lock.
+    #[error("another agent works on {0}: one agent a node; stop it first, or name another folder with --bpffs")]
+    Locked(PathBuf),
+    /// A file operation failed.
+    #[error("cannot {what} {path}: {error}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A pinned map is not one of ours.
+    #[error(
+        "the pinned map {path} is {found}, and this agent needs {wanted}: something else wrote it, or a flag for its size changed; \
+         remove it with `portcullis cleanup` (enforcement ends until the next start), or start with the old sizes"
+    )]
+    ForeignMap {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        wanted: String,
+    },
+    /// The object could not be loaded.
+    #[error("cannot load the programs: {0} (`portcullis check` names what this kernel or this process lacks)")]
+    Load(#[from] aya::EbpfError),
+    /// A program could not be loaded or attached.
+    #[error("cannot {what} program {program}{place}: {error}")]
+    Program {
+        /// What was tried.
+        what: &'static str,
+        /// Which program.
+        program: &'static str,
+        /// ` on vethX`, or nothing.
+        place: String,
+        /// What the kernel said.
+        error: String,
+    },
+    /// A map operation failed.
+    #[error("cannot {what} map {map}: {error}")]
+    Map {
+        /// What was tried.
+        what: &'static str,
+        /// Which map.
+        map: String,
+        /// What the kernel said.
+        error: String,
+    },
+    /// A map has no room.
+    #[error("map {map} is full: {what}; raise its size with {flag}")]
+    Full {
+        /// Which map.
+        map: &'static str,
+        /// What did not fit and what follows.
+        what: String,
+        /// The flag that sets its size.
+        flag: &'static str,
+    },
+    /// Another system call failed.
+    #[error("{call} failed: {error}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl DatapathError {
+    /// A failed map operation.
+    pub fn map(what: &'static str, map: impl Into<String>, error: impl std::fmt::Display) -> Self {
+        Self::Map { what, map: map.into(), error: error.to_string() }
+    }
+}

@@ -1,0 +1,137 @@
+//! The few system calls that aya has no wrapper for, each behind a safe function.
+
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+
+/// Magic number of bpffs (`BPF_FS_MAGIC`, include/uapi/linux/magic.h).
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Whether a folder is on a BPF file system.
+///
+/// # Errors
+/// What `statfs` says.
+pub fn is_bpffs(path: &Path) -> io::Result<bool> {
+    let text = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: zero is a valid value for this plain struct, and the path ends with a zero byte.
+    let mut stat: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: as above; the kernel writes the struct.
+    if unsafe { libc::statfs(text.as_ptr(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between libcs")]
+    Ok(stat.f_type as i64 == BPF_FS_MAGIC)
+}
+
+/// Kernel timer ticks a second: the coarse clocks advance once a tick.
+///
+/// # Errors
+/// What `clock_getres` says.
+pub fn ticks_per_second() -> io::Result<u32> {
+    let mut resolution = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes the struct.
+    if unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut resolution) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let nanoseconds = u32::try_from(resolution.tv_nsec).unwrap_or(0).max(1);
+    Ok((1_000_000_000 + nanoseconds / 2) / nanoseconds)
+}
+
+/// Waits until no program run that began before the call can still be under way: the kernel implements the command as an
+/// RCU grace period (`synchronize_rcu`, kernel/sched/membarrier.c), and TC programs run inside RCU sections.
+///
+/// # Errors
+/// What `membarrier` says.
+pub fn grace_period() -> io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    // SAFETY: no pointers are passed.
+    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Takes the lock of a folder for as long as the returned file lives; `None` if another process has it.
+///
+/// # Errors
+/// What `open` or `flock` says.
+pub fn lock(folder: &Path) -> io::Result<Option<File>> {
+    let file = File::open(folder)?;
+    // SAFETY: a file descriptor that lives through the call.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(Some(file));
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) }
+}
+
+/// Ids of the TCX programs on a hook of an interface, in the order in which they run.
+///
+/// `BPF_PROG_QUERY`; needs `CAP_NET_ADMIN`. (aya's query also opens each program, which needs `CAP_SYS_ADMIN`.)
+///
+/// # Errors
+/// What `bpf` says; `EINVAL` where the kernel has no TCX.
+pub fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let kind = if egress { bpf_attach_type::BPF_TCX_EGRESS } else { bpf_attach_type::BPF_TCX_INGRESS };
+    // SAFETY: zero is a valid value of this union of plain structs.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.query.__bindgen_anon_1.target_ifindex = ifindex;
+    attr.query.attach_type = kind as u32;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = 64;
+    // SAFETY: the attribute is of the size given, and the array it points to of the length given.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_PROG_QUERY as libc::c_long, &raw mut attr, mem::size_of::<bpf_attr>())
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel wrote the count into this field.
+    let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
+    Ok(ids[..count.min(64)].to_vec())
+}
+
+/// Whether the kernel has TCX (6.6 and later).
+pub fn has_tcx() -> bool {
+    // The loopback interface is always index 1 of a network namespace.
+    tcx_programs(1, false).is_ok()
+}
+
+/// The name of an interface.
+pub fn interface_name(ifindex: u32) -> Option<String> {
+    let mut buffer = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call requires.
+    let name = unsafe { libc::if_indextoname(ifindex, buffer.as_mut_ptr().cast()) };
+    if name.is_null() {
+        return None;
+    }
+    let end = buffer.iter().position(|&b| b == 0)?;
+    String::from_utf8(buffer[..end].to_vec()).ok()
+}
+
+/// Deletes an element of a map with 32-bit keys. (aya has no delete for arrays of maps.)
+///
+/// # Errors
+/// What `bpf` says; `ENOENT` if there is none.
+pub fn delete_element(map: std::os::fd::BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    // SAFETY: zero is a valid value of this union of plain structs.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.__bindgen_anon_2.map_fd = u32::try_from(map.as_raw_fd()).unwrap_or(u32::MAX);
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    // SAFETY: the attribute is of the size given, and the key it points to lives through the call and is four bytes,
+    // as the caller's map wants.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_MAP_DELETE_ELEM as libc::c_long,
+            &raw mut attr,
+            mem::size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
