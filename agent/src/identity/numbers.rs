@@ -59,7 +59,10 @@ impl Numbers {
     /// Every number that is not free, with the digest of its definition: what the pinned map shall hold.
     pub fn entries(&self) -> impl Iterator<Item = (NumberKey, Digest)> {
         self.spaces().into_iter().flat_map(|(id, space)| {
-            space.taken.iter().map(move |(&number, taken)| (NumberKey { space: id as u32, number }, taken.digest))
+            space
+                .taken
+                .iter()
+                .map(move |(&number, taken)| (NumberKey { space: id as u32, number }, taken.digest))
         })
     }
 
@@ -212,7 +215,8 @@ mod tests {
 
     #[test]
     fn the_digest_is_the_first_half_of_sha256() {
-        let wanted = [0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24];
+        let wanted =
+            [0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24];
         assert_eq!(digest(""), wanted);
     }
 
@@ -238,7 +242,10 @@ mod tests {
         numbers.begin();
         assert_eq!(numbers.unused().count(), 1);
         assert_eq!(numbers.number(Peer, "a"), a);
-        assert!(!numbers.free(key(Peer, a)), "a free that was decided before must not hit the returned definition");
+        assert!(
+            !numbers.free(key(Peer, a)),
+            "a free that was decided before must not hit the returned definition"
+        );
     }
 
     #[test]
@@ -254,7 +261,11 @@ mod tests {
         after.begin();
         assert_eq!(after.number(Peer, "b"), FIRST_PEER + 3);
         assert_eq!(after.number(Peer, "a"), FIRST_PEER + 1);
-        assert_eq!(after.number(Peer, "new"), FIRST_PEER + 4, "the numbers of x and y may still be in the maps");
+        assert_eq!(
+            after.number(Peer, "new"),
+            FIRST_PEER + 4,
+            "the numbers of x and y may still be in the maps"
+        );
         let unused: Vec<_> = after.unused().collect();
         assert_eq!(unused, [key(Peer, FIRST_PEER), key(Peer, FIRST_PEER + 2)]);
     }
