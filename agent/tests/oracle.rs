@@ -123,46 +123,47 @@ fn every_cell_of_the_truth_tables_holds() {
         let pods: Vec<&Pod> =
             step.pods.iter().map(|pod| &world.pods[&format!("{}/{}", pod.namespace, pod.name)]).collect();
         assert_eq!(compiled.desired.problems, [], "case {} step {}", step.case, step.step);
-        for (protocol_name, protocol) in PROTOCOLS {
-            for port in [80, 81] {
-                let key = format!("{protocol_name}/{port}");
-                for (i, from) in pods.iter().enumerate() {
-                    for (j, to) in pods.iter().enumerate().filter(|(j, _)| *j != i) {
-                        let truth = |table: &Table| match table[&key][i].as_bytes()[j] {
-                            b'.' => true,
-                            b'X' => false,
-                            other => panic!("unknown cell {other}"),
-                        };
-                        let (source, destination) = (from.addresses[0], to.addresses[0]);
-                        let ingress = compiled.allows(to, Direction::Ingress, source, protocol, port);
-                        let egress = compiled.allows(from, Direction::Egress, destination, protocol, port);
-                        let source = End { pod: Some(from), address: source };
-                        let destination = End { pod: Some(to), address: destination };
-                        let plain = [
-                            reference::ingress_allowed(&world, to, source, protocol, port),
-                            reference::egress_allowed(&world, from, destination, protocol, port),
-                        ];
-                        let wanted = [truth(&step.ingress), truth(&step.egress), truth(&step.combined)];
-                        let place = format!(
-                            "case {} step {} ({}): {}/{} -> {}/{} {key}",
-                            step.case,
-                            step.step,
-                            step.description,
-                            from.namespace,
-                            from.name,
-                            to.namespace,
-                            to.name
-                        );
-                        assert_eq!([ingress, egress, ingress && egress], wanted, "compiled, {place}");
-                        assert_eq!(plain, wanted[..2], "reference, {place}");
-                        cells += 3;
-                    }
+        assert!(step.ingress.keys().eq(step.egress.keys()) && step.ingress.keys().eq(step.combined.keys()));
+        for key in step.ingress.keys() {
+            let (name, port) = key.split_once('/').unwrap();
+            let protocol = PROTOCOLS.iter().find(|(n, _)| *n == name).unwrap().1;
+            let port: u16 = port.parse().unwrap();
+            for (i, from) in pods.iter().enumerate() {
+                for (j, to) in pods.iter().enumerate().filter(|(j, _)| *j != i) {
+                    let truth = |table: &Table| match table[key][i].as_bytes()[j] {
+                        b'.' => true,
+                        b'X' => false,
+                        other => panic!("unknown cell {other}"),
+                    };
+                    let (source, destination) = (from.addresses[0], to.addresses[0]);
+                    let ingress = compiled.allows(to, Direction::Ingress, source, protocol, port);
+                    let egress = compiled.allows(from, Direction::Egress, destination, protocol, port);
+                    let source = End { pod: Some(from), address: source };
+                    let destination = End { pod: Some(to), address: destination };
+                    let plain = [
+                        reference::ingress_allowed(&world, to, source, protocol, port),
+                        reference::egress_allowed(&world, from, destination, protocol, port),
+                    ];
+                    let wanted = [truth(&step.ingress), truth(&step.egress), truth(&step.combined)];
+                    let place = format!(
+                        "case {} step {} ({}): {}/{} -> {}/{} {key}",
+                        step.case,
+                        step.step,
+                        step.description,
+                        from.namespace,
+                        from.name,
+                        to.namespace,
+                        to.name
+                    );
+                    assert_eq!([ingress, egress, ingress && egress], wanted, "compiled, {place}");
+                    assert_eq!(plain, wanted[..2], "reference, {place}");
+                    cells += 3;
                 }
             }
         }
     }
     println!("{cells} cells of {} steps compared", steps.len());
-    assert!(cells > 200_000, "only {cells} cells");
+    assert_eq!(cells, 200_052, "all of them");
 }
 
 /// A small generator (splitmix64): the same seed gives the same world everywhere.
@@ -364,7 +365,7 @@ impl Rng {
 
 #[test]
 fn random_worlds_are_judged_as_the_reference_judges_them() {
-    const WORLDS: u64 = 600;
+    const WORLDS: u64 = 300;
     let others: Vec<IpAddr> = [
         "172.18.0.1",
         "172.18.0.2",
@@ -396,7 +397,7 @@ fn random_worlds_are_judged_as_the_reference_judges_them() {
         for subject in pods {
             for &peer in &ends {
                 for protocol in [6, 17, 132, 1] {
-                    for port in [0, 1, 53, 79, 80, 81, 82, 443, 8080, 9000, 65535] {
+                    for port in [0, 53, 79, 80, 81, 443, 65535] {
                         let questions = [
                             (
                                 Direction::Ingress,

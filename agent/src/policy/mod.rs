@@ -15,6 +15,8 @@ mod network_policy;
 mod population;
 mod selector;
 mod subjects;
+#[cfg(test)]
+mod tests;
 mod tiers;
 
 pub use compile::compile;

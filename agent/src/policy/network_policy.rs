@@ -44,10 +44,10 @@ pub fn translate(written: &NetworkPolicy, problems: &mut Vec<Problem>) -> Policy
     }
 
     let ingress: Vec<Written<'_>> =
-        spec.ingress.iter().flatten().map(|r| (slice(&r.from), slice(&r.ports))).collect();
+        spec.ingress.iter().flatten().map(|r| (slice(r.from.as_ref()), slice(r.ports.as_ref()))).collect();
     let egress: Vec<Written<'_>> =
-        spec.egress.iter().flatten().map(|r| (slice(&r.to), slice(&r.ports))).collect();
-    let types = Types::new(slice(&spec.policy_types), !egress.is_empty(), &mut report);
+        spec.egress.iter().flatten().map(|r| (slice(r.to.as_ref()), slice(r.ports.as_ref()))).collect();
+    let types = Types::new(slice(spec.policy_types.as_ref()), !egress.is_empty(), &mut report);
     let mut section = |direction, named, rules: &[Written<'_>]| {
         let isolates = named || types.unclear;
         isolates.then(|| Section {
@@ -65,8 +65,8 @@ pub fn translate(written: &NetworkPolicy, problems: &mut Vec<Problem>) -> Policy
     Policy { name, tier: Tier::Namespace, priority: 0, mode, subject, ingress, egress }
 }
 
-fn slice<T>(list: &Option<Vec<T>>) -> &[T] {
-    list.as_deref().unwrap_or_default()
+fn slice<T>(list: Option<&Vec<T>>) -> &[T] {
+    list.map(Vec::as_slice).unwrap_or_default()
 }
 
 /// Which directions a policy is about.
@@ -140,7 +140,7 @@ fn read_peer(namespace: &str, written: &NetworkPolicyPeer) -> Result<Peer, (Stri
     };
     match (ip_block, namespace_selector, pod_selector) {
         (None, None, None) => Err((String::new(), "the peer is empty".to_owned())),
-        (Some(block), None, None) => Block::parse(&block.cidr, slice(&block.except))
+        (Some(block), None, None) => Block::parse(&block.cidr, slice(block.except.as_ref()))
             .map(Peer::Block)
             .map_err(|(part, what)| (format!(".ipBlock.{part}"), what)),
         (Some(_), _, _) => {

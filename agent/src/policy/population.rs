@@ -45,9 +45,10 @@ impl<'w> Population<'w> {
         let mut grouping = Grouping::new(world, linked);
         let mut holders = BTreeMap::new();
         for (address, pod) in owners(world) {
-            let holder = match is_known(world, pod) {
-                true => Holder::Pod(pod, grouping.group_of(pod)),
-                false => Holder::Kind(Kind::Unmanaged),
+            let holder = if is_known(world, pod) {
+                Holder::Pod(pod, grouping.group_of(pod))
+            } else {
+                Holder::Kind(Kind::Unmanaged)
             };
             holders.insert(address, holder);
         }

@@ -80,9 +80,8 @@ impl Selector {
         self.0.iter().all(|Requirement { key, operator }| match (operator, labels.get(key)) {
             (Operator::In(values), Some(value)) => values.contains(value),
             (Operator::NotIn(values), Some(value)) => !values.contains(value),
-            (Operator::In(_), None) | (Operator::DoesNotExist, Some(_)) => false,
+            (Operator::In(_) | Operator::Exists, None) | (Operator::DoesNotExist, Some(_)) => false,
             (Operator::NotIn(_) | Operator::DoesNotExist, None) | (Operator::Exists, Some(_)) => true,
-            (Operator::Exists, None) => false,
         })
     }
 

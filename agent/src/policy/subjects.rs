@@ -10,7 +10,7 @@ use portcullis_common::{Direction, Kind, Verdict};
 use super::classes::{PeerClasses, port_text, used_ports};
 use super::desired::{Function, RowSet};
 use super::ir::NamedPort;
-use super::linked::{Linked, LinkedSection, PeerView};
+use super::linked::{Linked, LinkedRule, LinkedSection, PeerView};
 use super::population::Group;
 use super::selector::list;
 use super::tiers::{Acting, Defaults, Question};
@@ -45,7 +45,7 @@ impl SubjectClass {
         let sections =
             policies.iter().filter_map(|(id, _)| linked.policies[*id as usize].section(Direction::Ingress));
         let rules = sections.flat_map(|section| &section.rules);
-        let names: BTreeSet<&str> = rules.flat_map(|rule| rule.port_names()).collect();
+        let names: BTreeSet<&str> = rules.flat_map(LinkedRule::port_names).collect();
         let ports = used_ports(&pod.named_ports, |name| names.contains(name)).into_iter().collect();
         let defaults = match (default, namespace_mode) {
             (Verdict::Allow, _) | (_, Mode::Off) => {
@@ -68,9 +68,10 @@ impl SubjectClass {
             let name = &linked.policies[*id as usize].policy.name;
             format!("{name}{}", if *audited { " (audited)" } else { "" })
         };
-        let mut text = match self.policies.is_empty() {
-            true => "no policy".to_owned(),
-            false => list(self.policies.iter().map(name)),
+        let mut text = if self.policies.is_empty() {
+            "no policy".to_owned()
+        } else {
+            list(self.policies.iter().map(name))
         };
         if self.defaults.enforced != default {
             let enforced = if self.defaults.audited == Verdict::Deny { "audited" } else { "off" };
@@ -154,14 +155,12 @@ impl RowWriter<'_> {
                 (peer.kind, seen(peer.selectors, &selectors), seen(peer.blocks, &blocks), ports);
             let function = answers.entry(looks).or_insert_with_key(|(kind, selectors, blocks, ports)| {
                 let function = question.answer(&PeerView { kind: *kind, selectors, blocks, ports });
-                match self.functions.get(&function) {
-                    Some(shared) => shared.clone(),
-                    None => {
-                        let shared = Arc::new(function);
-                        self.functions.insert(shared.clone());
-                        shared
-                    }
+                if let Some(shared) = self.functions.get(&function) {
+                    return shared.clone();
                 }
+                let shared = Arc::new(function);
+                self.functions.insert(shared.clone());
+                shared
             });
             function.clone()
         };

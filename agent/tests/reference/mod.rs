@@ -21,19 +21,19 @@ pub fn ingress_allowed(world: &World, subject: &Pod, peer: End<'_>, protocol: u8
     let mut isolated = false;
     let mut allowed = false;
     for policy in world.network_policies.values() {
-        let Some(rules_count) = selects(policy, subject) else { continue };
-        let (isolates, rules_count_too) = applies(policy, "Ingress");
-        if !isolates {
+        let (Some(subject_is_clear), Some(direction_is_clear)) =
+            (selects(policy, subject), applies(policy, "Ingress"))
+        else {
             continue;
-        }
+        };
         isolated = true;
-        if !rules_count || !rules_count_too {
+        if !subject_is_clear || !direction_is_clear {
             continue;
         }
-        for rule in policy.spec.ingress.clone().unwrap_or_default() {
-            let from = rule.from.unwrap_or_default();
-            let ports = rule.ports.unwrap_or_default();
-            if peers_match(world, policy, &from, peer) && ports_match(&ports, Some(subject), protocol, port) {
+        for rule in policy.spec.ingress.iter().flatten() {
+            let from = rule.from.as_deref().unwrap_or_default();
+            let ports = rule.ports.as_deref().unwrap_or_default();
+            if peers_match(world, policy, from, peer) && ports_match(ports, Some(subject), protocol, port) {
                 allowed = true;
             }
         }
@@ -46,19 +46,19 @@ pub fn egress_allowed(world: &World, subject: &Pod, peer: End<'_>, protocol: u8,
     let mut isolated = false;
     let mut allowed = false;
     for policy in world.network_policies.values() {
-        let Some(rules_count) = selects(policy, subject) else { continue };
-        let (isolates, rules_count_too) = applies(policy, "Egress");
-        if !isolates {
+        let (Some(subject_is_clear), Some(direction_is_clear)) =
+            (selects(policy, subject), applies(policy, "Egress"))
+        else {
             continue;
-        }
+        };
         isolated = true;
-        if !rules_count || !rules_count_too {
+        if !subject_is_clear || !direction_is_clear {
             continue;
         }
-        for rule in policy.spec.egress.clone().unwrap_or_default() {
-            let to = rule.to.unwrap_or_default();
-            let ports = rule.ports.unwrap_or_default();
-            if peers_match(world, policy, &to, peer) && ports_match(&ports, peer.pod, protocol, port) {
+        for rule in policy.spec.egress.iter().flatten() {
+            let to = rule.to.as_deref().unwrap_or_default();
+            let ports = rule.ports.as_deref().unwrap_or_default();
+            if peers_match(world, policy, to, peer) && ports_match(ports, peer.pod, protocol, port) {
                 allowed = true;
             }
         }
@@ -79,19 +79,18 @@ fn selects(policy: &NetworkPolicy, pod: &Pod) -> Option<bool> {
     }
 }
 
-/// Whether a policy isolates in a direction, and whether its rules for that direction count.
-fn applies(policy: &NetworkPolicy, direction: &str) -> (bool, bool) {
-    let types = policy.spec.policy_types.clone().unwrap_or_default();
+/// Whether a policy isolates in a direction, and if so whether its rules for it may be believed: a type that is not
+/// understood may have meant either direction.
+fn applies(policy: &NetworkPolicy, direction: &str) -> Option<bool> {
+    let types = policy.spec.policy_types.as_deref().unwrap_or_default();
     if types.is_empty() {
-        let applies = match direction {
-            "Ingress" => true,
-            _ => policy.spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
-        };
-        return (applies, applies);
+        let has_egress_rules = policy.spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+        return (direction == "Ingress" || has_egress_rules).then_some(true);
     }
-    let named = types.iter().any(|t| t == direction);
-    let unclear = types.iter().any(|t| t != "Ingress" && t != "Egress");
-    (named || unclear, named)
+    if types.iter().any(|t| t == direction) {
+        return Some(true);
+    }
+    types.iter().any(|t| t != "Ingress" && t != "Egress").then_some(false)
 }
 
 fn peers_match(world: &World, policy: &NetworkPolicy, peers: &[NetworkPolicyPeer], end: End<'_>) -> bool {
@@ -124,11 +123,11 @@ fn peer_matches(world: &World, policy: &NetworkPolicy, peer: &NetworkPolicyPeer,
 /// `None`: the selector means nothing.
 fn selector_matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> Option<bool> {
     let mut result = true;
-    for (key, value) in selector.match_labels.clone().unwrap_or_default() {
-        result &= labels.get(&key) == Some(&value);
+    for (key, value) in selector.match_labels.iter().flatten() {
+        result &= labels.get(key) == Some(value);
     }
-    for expression in selector.match_expressions.clone().unwrap_or_default() {
-        let values = expression.values.unwrap_or_default();
+    for expression in selector.match_expressions.iter().flatten() {
+        let values = expression.values.as_deref().unwrap_or_default();
         let label = labels.get(&expression.key);
         if expression.key.is_empty() {
             return None;
@@ -171,8 +170,8 @@ fn block_contains(block: &IPBlock, address: IpAddr) -> bool {
     let Some((is4, prefix, length)) = parse_cidr(&block.cidr) else { return false };
     let (address4, bits) = address_bits(address);
     let mut inside = is4 == address4 && first_bits(bits, length) == prefix;
-    for text in block.except.clone().unwrap_or_default() {
-        let Some((hole4, hole, hole_length)) = parse_cidr(&text) else { return false };
+    for text in block.except.iter().flatten() {
+        let Some((hole4, hole, hole_length)) = parse_cidr(text) else { return false };
         if hole4 != is4 || hole_length <= length || first_bits(hole, length) != prefix {
             return false; // not a smaller part of the block: the whole block is void
         }
@@ -199,7 +198,7 @@ fn port_matches(entry: &NetworkPolicyPort, destination: Option<&Pod>, protocol: 
     }
     match (&entry.port, entry.end_port) {
         (None, None) => true,
-        (None, Some(_)) | (Some(IntOrString::String(_)), Some(_)) => false,
+        (None | Some(IntOrString::String(_)), Some(_)) => false,
         (Some(IntOrString::Int(start)), None) => (1..=65535).contains(start) && i32::from(port) == *start,
         (Some(IntOrString::Int(start)), Some(end)) => {
             let valid = 1 <= *start && *start <= end && end <= 65535;
