@@ -91,7 +91,8 @@ pub fn desired() -> Desired {
 }
 
 fn pod() -> PodIdentity {
-    let addresses: Vec<IpAddr> = ["10.0.0.2", "fd00::2"].iter().map(|a| a.parse().expect("address")).collect();
+    let addresses: Vec<IpAddr> =
+        ["10.0.0.2", "fd00::2"].iter().map(|a| a.parse().expect("address")).collect();
     PodIdentity { name: "shop/api".to_owned(), principal: API, subject: SUBJECT, addresses }
 }
 
@@ -159,8 +160,10 @@ impl Fixture {
     /// # Panics
     /// If anything could not be programmed.
     pub fn apply_with(&mut self, endpoints: &[EndpointSpec], mode: Mode) {
-        let applied =
-            self.datapath.apply(&self.desired, endpoints, mode, std::iter::empty()).expect("the state is applied");
+        let applied = self
+            .datapath
+            .apply(&self.desired, endpoints, mode, std::iter::empty())
+            .expect("the state is applied");
         assert!(applied.errors.is_empty(), "{:?}", applied.errors);
     }
 
@@ -241,7 +244,8 @@ impl Drop for Fixture {
             if cleanup(&self.folder).is_ok() {
                 return;
             }
-            if std::fs::remove_dir_all(self.folder.join(format!("v{}", portcullis_common::abi::ABI))).is_err() {
+            if std::fs::remove_dir_all(self.folder.join(format!("v{}", portcullis_common::abi::ABI))).is_err()
+            {
                 break;
             }
         }

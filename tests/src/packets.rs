@@ -131,7 +131,8 @@ impl Packet {
                 let header = 20 + self.options.len();
                 let mut ip = vec![0u8; header];
                 ip[0] = 0x40 | u8::try_from(header / 4).unwrap_or(15);
-                ip[2..4].copy_from_slice(&u16::try_from(header + self.payload.len()).unwrap_or(0).to_be_bytes());
+                ip[2..4]
+                    .copy_from_slice(&u16::try_from(header + self.payload.len()).unwrap_or(0).to_be_bytes());
                 if let Some((field, id)) = self.fragment {
                     ip[4..6].copy_from_slice(&id.to_be_bytes()[2..]);
                     ip[6..8].copy_from_slice(&field.to_be_bytes());

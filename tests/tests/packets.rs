@@ -42,7 +42,10 @@ fn a_forbidden_connection_is_dropped_counted_and_leaves_no_flow() {
             assert_eq!(after.packets[1] - before.packets[1], 4);
             assert_eq!(after.decisions[1] - before.decisions[1], 4);
             assert_eq!(after.packets[0], 0);
-            assert!(!f.sends(&Packet::tcp(pod, 80, other, 4000, flags::SYN | flags::ACK)), "no flow to answer on");
+            assert!(
+                !f.sends(&Packet::tcp(pod, 80, other, 4000, flags::SYN | flags::ACK)),
+                "no flow to answer on"
+            );
         }
         assert_eq!(f.drops(Reason::Policy, INGRESS), 8);
         assert_eq!(f.drops(Reason::NoFlow, EGRESS), 2);
@@ -101,14 +104,20 @@ fn a_revoked_permission_cuts_a_connection_at_its_next_packet_from_either_side() 
         f.apply();
         assert!(!f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK)));
         assert!(!f.receives(&Packet::tcp("10.0.0.3", 80, "10.0.0.2", 4001, flags::ACK)));
-        assert!(!f.sends(&Packet::udp("10.0.0.2", 80, "10.0.0.3", 5000)), "an answer on a flow that was revoked");
+        assert!(
+            !f.sends(&Packet::udp("10.0.0.2", 80, "10.0.0.3", 5000)),
+            "an answer on a flow that was revoked"
+        );
         assert_eq!(f.counters(API, WEB, EGRESS).decisions, [2, 2, 0]);
         assert_eq!(f.counters(WEB, API, INGRESS).decisions, [1, 1, 0]);
 
         f.desired.subjects.insert(SUBJECT, allowed.unwrap());
         f.apply();
         let goes_on = Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK);
-        assert!(f.sends(&goes_on), "its orientation is still known, so it goes on when it is permitted again");
+        assert!(
+            f.sends(&goes_on),
+            "its orientation is still known, so it goes on when it is permitted again"
+        );
     });
 }
 
@@ -153,7 +162,11 @@ fn the_source_s_egress_policy_holds_at_the_destination_too() {
         f.desired.subjects.insert(2, rows(Verdict::Deny, &always(Verdict::Deny)));
         f.apply();
         assert!(!f.receives(&Packet::tcp("10.0.0.3", 4000, "10.0.0.2", 80, flags::SYN)));
-        assert_eq!(f.counters(WEB, API, EGRESS).decisions, [0, 1, 0], "counted as the egress decision that it is");
+        assert_eq!(
+            f.counters(WEB, API, EGRESS).decisions,
+            [0, 1, 0],
+            "counted as the egress decision that it is"
+        );
         assert_eq!(f.counters(WEB, API, INGRESS).decisions, [0, 0, 0]);
     });
 }
@@ -163,7 +176,9 @@ fn a_pod_sends_only_from_its_own_addresses() {
     with_fixture(|f| {
         assert!(!f.sends(&Packet::tcp("10.0.0.3", 1, "10.0.0.4", 80, flags::SYN)));
         assert!(!f.sends(&Packet::tcp("fd00::3", 1, "fd00::4", 80, flags::SYN)));
-        assert!(!f.sends(&Packet::tcp("10.0.0.2", 1, "10.0.0.3", 80, flags::SYN).from_mac([2, 9, 9, 9, 9, 9])));
+        assert!(
+            !f.sends(&Packet::tcp("10.0.0.2", 1, "10.0.0.3", 80, flags::SYN).from_mac([2, 9, 9, 9, 9, 9]))
+        );
         assert!(!f.sends(&Packet::udp("10.0.0.2", 1, "127.0.0.1", 80)));
         assert_eq!(f.drops(Reason::SpoofedSource, EGRESS), 4);
         assert!(!f.receives(&Packet::tcp("10.0.0.3", 1, "10.0.0.9", 80, flags::SYN)));
@@ -189,7 +204,10 @@ fn arp_and_neighbour_discovery_pass_and_router_messages_of_a_pod_do_not() {
         let unspecified = Packet::icmp("::", "ff02::1:ff00:2", 135, 0, [0; 4], &[0; 16]);
         assert!(f.sends(&unspecified), "duplicate address detection");
         for kind in [134, 137] {
-            assert!(!f.sends(&Packet::icmp("fe80::1", "ff02::1", kind, 0, [0; 4], &[0; 16])), "ICMPv6 {kind}");
+            assert!(
+                !f.sends(&Packet::icmp("fe80::1", "ff02::1", kind, 0, [0; 4], &[0; 16])),
+                "ICMPv6 {kind}"
+            );
         }
         assert!(!f.sends(&Packet::icmp("10.0.0.2", "10.0.0.3", 5, 0, [0; 4], &[0; 28])), "a redirect");
         assert_eq!(f.drops(Reason::ForbiddenIcmp, EGRESS), 3);
@@ -234,7 +252,8 @@ fn options_and_extension_headers_do_not_hide_the_ports() {
         let options = [1u8; 8];
         assert!(f.sends(&Packet::udp("10.0.0.2", 1, "10.0.0.3", 80).options(&options)));
         assert!(!f.sends(&Packet::udp("10.0.0.2", 1, "10.0.0.3", 81).options(&options)));
-        let v6 = |port| Packet::udp("fd00::2", 1, "fd00::3", port).extension(0, &[0; 6]).extension(60, &[0; 22]);
+        let v6 =
+            |port| Packet::udp("fd00::2", 1, "fd00::3", port).extension(0, &[0; 6]).extension(60, &[0; 22]);
         assert!(f.sends(&v6(80)));
         assert!(!f.sends(&v6(81)));
         let mut many = Packet::udp("fd00::2", 1, "fd00::3", 80);
@@ -269,12 +288,20 @@ fn later_fragments_follow_their_first_one() {
 fn icmp_errors_pass_only_about_flows_that_exist() {
     with_fixture(|f| {
         let sent = Packet::udp("10.0.0.2", 4000, "10.0.0.3", 80);
-        let too_big = |inner: &Packet| Packet::icmp("10.0.9.9", "10.0.0.2", 3, 4, [0, 0, 5, 0], &inner.ip()[..28]);
+        let too_big =
+            |inner: &Packet| Packet::icmp("10.0.9.9", "10.0.0.2", 3, 4, [0, 0, 5, 0], &inner.ip()[..28]);
         assert!(!f.receives(&too_big(&sent)), "nothing was sent yet");
         assert!(f.sends(&sent));
         assert!(f.receives(&too_big(&sent)));
         assert!(!f.receives(&too_big(&Packet::udp("10.0.0.2", 4000, "10.0.0.3", 81))));
-        let forged = Packet::icmp("10.0.9.9", "10.0.0.2", 3, 4, [0; 4], &Packet::udp("10.0.0.9", 1, "10.0.0.3", 80).ip()[..28]);
+        let forged = Packet::icmp(
+            "10.0.9.9",
+            "10.0.0.2",
+            3,
+            4,
+            [0; 4],
+            &Packet::udp("10.0.0.9", 1, "10.0.0.3", 80).ip()[..28],
+        );
         assert!(!f.receives(&forged), "about a packet of somebody else");
 
         let sent = Packet::tcp("fd00::2", 4000, "fd00::3", 80, flags::SYN);
@@ -356,7 +383,10 @@ fn an_unknown_pod_gets_the_verdict_that_was_chosen() {
         f.apply_with(&[unknown(Verdict::Audit)], Mode::Enforce);
         assert!(f.receives(&syn(2)));
         f.apply();
-        assert!(f.sends(&Packet::tcp("10.0.0.2", 80, "10.0.0.3", 2, flags::SYN | flags::ACK)), "it was tracked");
+        assert!(
+            f.sends(&Packet::tcp("10.0.0.2", 80, "10.0.0.3", 2, flags::SYN | flags::ACK)),
+            "it was tracked"
+        );
     });
 }
 
