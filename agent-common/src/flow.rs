@@ -183,7 +183,13 @@ pub trait FlowKey: Copy + core::fmt::Debug {
     /// The address type.
     type Address: crate::packet::Address;
     /// Builds a key.
-    fn build(local: Self::Address, remote: Self::Address, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self;
+    fn build(
+        local: Self::Address,
+        remote: Self::Address,
+        ports: (u16, u16),
+        proto: u8,
+        echo_opener: u8,
+    ) -> Self;
     /// The tag that the value of this key carries.
     fn tag(&self) -> u32;
 }
@@ -213,7 +219,15 @@ impl FlowKey for FlowKey6 {
     type Address = Addr6;
     #[inline(always)]
     fn build(local: Addr6, remote: Addr6, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self {
-        Self { local, remote, local_port: ports.0, remote_port: ports.1, protocol: proto, echo_opener, pad: [0; 2] }
+        Self {
+            local,
+            remote,
+            local_port: ports.0,
+            remote_port: ports.1,
+            protocol: proto,
+            echo_opener,
+            pad: [0; 2],
+        }
     }
     #[inline(always)]
     fn tag(&self) -> u32 {

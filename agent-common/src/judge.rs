@@ -88,7 +88,8 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn is_loopback(address: Addr6) -> bool {
-        address.words_be[0] | address.words_be[1] | address.words_be[2] == 0 && u32::from_be(address.words_be[3]) == 1
+        address.words_be[0] | address.words_be[1] | address.words_be[2] == 0
+            && u32::from_be(address.words_be[3]) == 1
     }
     #[inline(always)]
     fn is_link_local(address: Addr6) -> bool {

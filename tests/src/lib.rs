@@ -6,9 +6,15 @@
 
 pub mod agent;
 pub mod command;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod fixture;
 pub mod netns;
 pub mod node;
 pub mod owner;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod packets;
 pub mod poll;
 pub mod privileged;
 pub mod residue;

@@ -59,21 +59,26 @@ pub enum HookState {
 /// Loads a program into the kernel; the verifier's last lines are in the error.
 pub fn load(ebpf: &mut Ebpf, direction: Direction) -> Result<u32, DatapathError> {
     let name = program_name(direction);
-    let failed = |error: String| DatapathError::Program { what: "load", program: name, place: String::new(), error };
+    let failed =
+        |error: String| DatapathError::Program { what: "load", program: name, place: String::new(), error };
     let program = classifier(ebpf, direction)?;
     program.load().map_err(|error| failed(describe(&error)))?;
     program.info().map(|info| info.id()).map_err(|error| failed(describe(&error)))
 }
 
-fn classifier(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, DatapathError> {
+pub(super) fn classifier(
+    ebpf: &mut Ebpf,
+    direction: Direction,
+) -> Result<&mut SchedClassifier, DatapathError> {
     let name = program_name(direction);
-    let failed = |error: String| DatapathError::Program { what: "find", program: name, place: String::new(), error };
+    let failed =
+        |error: String| DatapathError::Program { what: "find", program: name, place: String::new(), error };
     let program = ebpf.program_mut(name).ok_or_else(|| failed("the object does not have it".to_owned()))?;
     program.try_into().map_err(|error: aya::programs::ProgramError| failed(error.to_string()))
 }
 
 /// An error with its causes.
-fn describe(error: &dyn std::error::Error) -> String {
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -125,8 +130,9 @@ pub fn attach(
         Ok(id) => id,
         // An earlier agent's filter has the handle: replaced in place.
         Err(_) => {
-            let old = SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
-                .map_err(|error| failed(error.to_string()))?;
+            let old =
+                SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+                    .map_err(|error| failed(error.to_string()))?;
             program.attach_to_link(old).map_err(|error| failed(describe(&error)))?
         }
     };
