@@ -9,6 +9,7 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, T
 use aya::programs::{SchedClassifier, TcAttachType};
 use portcullis_common::Direction;
 
+use super::clsact;
 use super::error::DatapathError;
 use super::pins::Pins;
 use super::sys;
@@ -170,12 +171,13 @@ pub fn detach(pins: &Pins, ifindex: u32, direction: Direction, tcx: bool) -> Res
     Ok(())
 }
 
-/// What is on the hook, by the ids of the programs there. Of clsact filters only what is ours can be seen: the kernel
-/// keeps their order by priority.
-pub fn state(pins: &Pins, ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
+/// What is on the hook, by the ids of the programs there. Of clsact filters ours has the first priority there is.
+pub fn state(ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
     if !tcx {
-        let _ = pins;
-        return if sys::interface_name(ifindex).is_some() { HookState::Attached } else { HookState::Missing };
+        return match clsact::program(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()) {
+            Ok(Some(id)) if id == program => HookState::Attached,
+            _ => HookState::Missing,
+        };
     }
     match sys::tcx_programs(ifindex, matches!(direction, Direction::Ingress)) {
         Ok(ids) if ids.first() == Some(&program) => HookState::Attached,

@@ -5,6 +5,7 @@
 //! denied and reported, never passed.
 
 mod attach;
+mod clsact;
 mod endpoints;
 mod error;
 mod events;
@@ -492,7 +493,7 @@ impl Datapath {
     /// What the hook of an endpoint looks like now.
     pub fn hook_state(&self, ifindex: u32, direction: Direction) -> HookState {
         let program = self.programs.get(&direction).copied().unwrap_or(0);
-        attach::state(&self.pins, ifindex, direction, program, self.tcx)
+        attach::state(ifindex, direction, program, self.tcx)
     }
 
     /// Steps of port tables in use, and how many there can be.
