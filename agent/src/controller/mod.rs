@@ -22,7 +22,7 @@ use crate::cli::AgentArgs;
 use crate::datapath::{Datapath, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
-use crate::metrics::{AgentMetrics, Condition, Server};
+use crate::metrics::{AgentMetrics, Readiness, Server};
 use crate::model::{Settings, World};
 use crate::sources::Batch;
 use crate::sources::manifests::ManifestsSource;
@@ -32,6 +32,12 @@ use owner::Owner;
 
 /// How often attachment is compared, what failed is tried again and what was retired is deleted.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What must hold for the agent to be ready.
+const SOURCE: &str = "source";
+const ENDPOINTS: &str = "endpoints";
+const PROGRAMMED: &str = "programmed";
+const ATTACHED: &str = "attached";
 
 /// Runs the agent until it is told to stop. Enforcement outlives it.
 ///
@@ -64,12 +70,9 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         "programs loaded; what is pinned stays in force until everything has been listed"
     );
 
-    let metrics = AgentMetrics::new(&args.paths.bpffs);
-    let server = Server::start(args.metrics_address, metrics.clone())?;
-    let ready = server.readiness();
-    ready.unmet(Condition::Source, "not every kind has been listed yet");
-    ready.unmet(Condition::Endpoints, "the interfaces have not been listed yet");
-    ready.unmet(Condition::Programmed, "nothing has been programmed yet");
+    let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
+    let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED]);
+    serve(args.metrics_address, metrics.clone(), readiness.clone())?;
 
     let events = datapath.events()?;
     let denials = denials::Denials::start();
@@ -93,7 +96,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-    let mut agent = Agent { run_dir, source_name, metrics, denials, written: None, warned: None };
+    let mut agent = Agent { run_dir, source_name, metrics, readiness, denials, written: None, warned: None };
     loop {
         let mut since = Instant::now();
         let mut changed = true;
@@ -119,7 +122,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         if changed {
             agent.program(&mut owner, since);
         }
-        agent.report(&owner, server.readiness());
+        agent.report(&owner);
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
     drop(source);
@@ -155,6 +158,7 @@ struct Agent<'a> {
     run_dir: &'a Path,
     source_name: String,
     metrics: AgentMetrics,
+    readiness: Readiness,
     denials: denials::Denials,
     /// The state that was written last, but for its times.
     written: Option<State>,
@@ -209,23 +213,9 @@ impl Agent<'_> {
     }
 
     /// Writes the names file if it changed, and says whether the agent is ready.
-    fn report(&mut self, owner: &Owner, ready: &crate::metrics::Readiness) {
+    fn report(&mut self, owner: &Owner) {
+        self.judge_readiness(owner);
         let state = report::state(owner, &self.source_name);
-        let (expected, attached) = owner.hooks();
-        self.metrics.set_programs(expected, attached);
-        ready.set(Condition::Source, owner.synced, || {
-            let place = owner.problems.first().map(|p| format!(" ({}: {})", p.place, p.message));
-            format!("not every kind has been listed yet{}", place.unwrap_or_default())
-        });
-        ready.set(Condition::Endpoints, owner.links.complete, || {
-            "the interfaces have not been listed yet".to_owned()
-        });
-        ready.set(Condition::Programmed, owner.last_success.is_some() && owner.errors.is_empty(), || {
-            owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned())
-        });
-        ready.set(Condition::Attached, attached == expected && owner.bypassed.is_empty(), || {
-            format!("{attached} of {expected} programs are attached in the first place; `portcullis status` names the rest")
-        });
         let timeless = State { written: 0, last_success: 0, ..state.clone() };
         if self.written.as_ref() == Some(&timeless) {
             return;
@@ -239,4 +229,33 @@ impl Agent<'_> {
             }
         }
     }
+
+    fn judge_readiness(&self, owner: &Owner) {
+        let say = |condition, holds: bool, otherwise: String| {
+            if holds { self.readiness.ready(condition) } else { self.readiness.not_ready(condition, otherwise) }
+        };
+        let place = owner.problems.first().map(|p| format!(": {}: {}", p.place, p.message)).unwrap_or_default();
+        say(SOURCE, owner.synced, format!("not every kind has been listed yet{place}"));
+        say(ENDPOINTS, owner.links.complete, "the interfaces have not been listed yet".to_owned());
+        let missing = owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned());
+        say(PROGRAMMED, owner.last_success.is_some() && owner.errors.is_empty(), missing);
+        let (expected, attached) = owner.hooks();
+        let bypassed = owner.bypassed.len();
+        say(
+            ATTACHED,
+            attached == expected && bypassed == 0,
+            format!(
+                "{attached} of {expected} programs are attached in the first place, and {bypassed} interfaces of pods \
+                 bypass them; `portcullis status` names them"
+            ),
+        );
+    }
+}
+
+/// Serves metrics and health on a thread with a runtime of its own. An address that cannot be had is said at once.
+fn serve(address: std::net::SocketAddr, metrics: AgentMetrics, readiness: Readiness) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let server = runtime.block_on(Server::bind(address, metrics, readiness))?;
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || runtime.block_on(server.run()))?;
+    Ok(())
 }
