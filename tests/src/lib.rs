@@ -9,6 +9,7 @@ pub mod command;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
+pub mod manifests;
 pub mod netns;
 pub mod node;
 pub mod owner;
@@ -22,6 +23,7 @@ pub mod temp;
 pub mod traffic;
 
 pub use agent::{Agent, AgentBuilder};
+pub use manifests::{Manifests, PodObject};
 pub use netns::Namespace;
 pub use node::{Network, Node, NodeBuilder, Pod};
 pub use poll::{eventually, eventually_within};
