@@ -5,6 +5,7 @@
 //! denied and reported, never passed.
 
 mod attach;
+mod batch;
 mod endpoints;
 mod error;
 mod events;
@@ -13,6 +14,8 @@ pub mod inspect;
 mod kernel;
 mod pins;
 mod ports;
+pub mod probe;
+mod reader;
 mod rows;
 mod sizes;
 pub mod sys;
@@ -35,6 +38,7 @@ pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
 pub use events::{Events, decode_event};
 pub use pins::Pins;
+pub use reader::{AddressEntry, Census, KeyRange, PolicyRow, Reader};
 pub use sizes::{EVENT_BYTES, Shape, Sizes};
 
 use crate::policy::{Desired, Function};
