@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use crate::cargo::cargo;
+use crate::cargo::{cargo, root};
 use crate::tally::Tally;
 use crate::test;
 
@@ -31,22 +31,23 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 }
 
 fn checks() -> Vec<(&'static str, Command)> {
-    // The advisory database is on the network and changes by the day: a build must not fail because of the date.
-    let licences = ["deny", "--all-features", "check", "licenses", "bans", "sources"];
-    let ebpf_licences =
-        ["deny", "--manifest-path", EBPF, "--all-features", "check", "--config", "../deny.toml"];
     vec![
         ("format", cargo(["fmt", "--all", "--check"])),
         ("format of the kernel side", cargo(["fmt", "--manifest-path", EBPF, "--check"])),
         ("lints", cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
         ("lints of the kernel side", ebpf_lints()),
-        ("licences", cargo(licences)),
-        ("licences of the kernel side", {
-            let mut command = cargo(ebpf_licences);
-            command.args(["licenses", "bans", "sources"]);
-            command
-        }),
+        ("licences", deny("Cargo.toml")),
+        ("licences of the kernel side", deny(EBPF)),
     ]
+}
+
+/// Licences, versions and sources. Not the advisories: their database is on the network and changes by the day, and a
+/// check must not fail because of the date.
+fn deny(manifest: &str) -> Command {
+    let mut command = cargo(["deny", "--manifest-path", manifest, "--all-features"]);
+    command.arg("--config").arg(root().join("deny.toml"));
+    command.args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]);
+    command
 }
 
 /// The kernel side's compiler may come without clippy (Debian's does), so it is linted as if for this machine.

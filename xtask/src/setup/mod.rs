@@ -34,7 +34,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("  {what}: {why}");
         match remedy {
             Remedy::Run(commands) => {
-                commands.iter().for_each(|command| println!("      {}", command.shown()))
+                for command in commands {
+                    println!("      {}", command.shown());
+                }
             }
             Remedy::Advise(advice) => println!("      not installed by this command; {advice}"),
         }
