@@ -80,6 +80,10 @@ pub struct EndpointState {
     pub interface: String,
     /// `namespace/name` of the pod, if it is known.
     pub pod: Option<String>,
+    /// UID of the pod that the interface is bound to; a restarted agent takes the binding over.
+    pub uid: Option<String>,
+    /// What it gets while its pod is unknown: `deny`, `audit` or `allow`.
+    pub unknown: String,
     /// Its principal.
     pub principal: String,
     /// Its addresses.

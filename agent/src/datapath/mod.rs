@@ -47,6 +47,10 @@ use rows::RowSets;
 /// The compiled programs; `cargo build` made them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.o"));
 
+/// As [`OBJECT`], with the programs that the benchmark compares ours with.
+#[cfg(feature = "bench")]
+pub static BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-bench.o"));
+
 /// What the operator chose.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -18,6 +18,8 @@ pub struct HostMaps {
     steps: Vec<PortStep>,
     ipcache: BTreeMap<IpAddr, Identity>,
     cidrs: BTreeMap<IpNet, Identity>,
+    /// Prefix lengths that occur.
+    lengths: BTreeSet<u8>,
 }
 
 impl HostMaps {
@@ -27,6 +29,7 @@ impl HostMaps {
             subjects: desired.subjects.keys().copied().collect(),
             ipcache: desired.ipcache.clone(),
             cidrs: desired.cidrs.clone(),
+            lengths: desired.cidrs.keys().map(IpNet::prefix_len).collect(),
             ..Self::default()
         };
         let mut lowered: HashMap<&Function, Row> = HashMap::new();
@@ -58,8 +61,7 @@ impl HostMaps {
         if let Some(identity) = self.ipcache.get(&address) {
             return *identity;
         }
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        let prefixes = (0..=longest).rev().filter_map(|length| IpNet::new(address, length).ok());
+        let prefixes = self.lengths.iter().rev().filter_map(|&length| IpNet::new(address, length).ok());
         let mut found = prefixes.filter_map(|prefix| self.cidrs.get(&prefix.trunc()));
         found.next().copied().unwrap_or(Identity::WORLD)
     }

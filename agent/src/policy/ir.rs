@@ -1,6 +1,6 @@
 //! The intermediate representation: policies of every kind in one form, with nothing left in it that is not understood.
 //!
-//! The translators ([`super::network_policy`], [`super::identity_policy`]) keep one invariant: what they could not
+//! The translators (`network_policy`, `identity_policy`) keep one invariant: what they could not
 //! understand is reported and narrows access, never widens it. Whatever reads this form need not care any more.
 
 use std::collections::BTreeSet;

@@ -15,6 +15,7 @@ mod network_policy;
 mod population;
 mod selector;
 mod subjects;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod tiers;
@@ -22,4 +23,5 @@ mod tiers;
 pub use compile::compile;
 pub use desired::*;
 pub use host_maps::HostMaps;
+pub use summary::{PolicySummary, summarize};
 pub use selector::{Accounts, BadSelector, Namespaces, PodSelector, Selector};

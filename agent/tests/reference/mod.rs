@@ -1,5 +1,7 @@
-//! A NetworkPolicy evaluator written straight from the specification, one question at a time and without regard for speed.
+//! A policy evaluator written straight from the specification, one question at a time and without regard for speed.
 //! It shares no code with the compiler that it is compared with.
+
+pub mod identity;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,63 +9,86 @@ use std::net::IpAddr;
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use portcullis::api::Entity;
 use portcullis::model::{NetworkPolicy, Pod, World};
+use portcullis_common::Direction;
 
-/// One end of a conversation: an address, and the pod that it belongs to (not of one on the host's network).
+/// One end of a conversation: an address, and what it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub struct End<'a> {
-    pub pod: Option<&'a Pod>,
     pub address: IpAddr,
+    pub owner: Owner<'a>,
 }
 
-/// Whether the policies that select `subject` for ingress let `peer` in.
-pub fn ingress_allowed(world: &World, subject: &Pod, peer: End<'_>, protocol: u8, port: u16) -> bool {
-    let mut isolated = false;
-    let mut allowed = false;
-    for policy in world.network_policies.values() {
-        let (Some(subject_is_clear), Some(direction_is_clear)) =
-            (selects(policy, subject), applies(policy, "Ingress"))
-        else {
-            continue;
-        };
-        isolated = true;
-        if !subject_is_clear || !direction_is_clear {
-            continue;
-        }
-        for rule in policy.spec.ingress.iter().flatten() {
-            let from = rule.from.as_deref().unwrap_or_default();
-            let ports = rule.ports.as_deref().unwrap_or_default();
-            if peers_match(world, policy, from, peer) && ports_match(ports, Some(subject), protocol, port) {
-                allowed = true;
-            }
-        }
-    }
-    !isolated || allowed
+/// Whose an address is.
+#[derive(Clone, Copy, Debug)]
+pub enum Owner<'a> {
+    /// A pod's, not of one on the host's network.
+    Pod(&'a Pod),
+    /// Not a pod's.
+    Entity(Entity),
 }
 
-/// Whether the policies that select `subject` for egress let it reach `peer`.
-pub fn egress_allowed(world: &World, subject: &Pod, peer: End<'_>, protocol: u8, port: u16) -> bool {
-    let mut isolated = false;
-    let mut allowed = false;
-    for policy in world.network_policies.values() {
-        let (Some(subject_is_clear), Some(direction_is_clear)) =
-            (selects(policy, subject), applies(policy, "Egress"))
-        else {
-            continue;
-        };
-        isolated = true;
-        if !subject_is_clear || !direction_is_clear {
-            continue;
-        }
-        for rule in policy.spec.egress.iter().flatten() {
-            let to = rule.to.as_deref().unwrap_or_default();
-            let ports = rule.ports.as_deref().unwrap_or_default();
-            if peers_match(world, policy, to, peer) && ports_match(ports, peer.pod, protocol, port) {
-                allowed = true;
-            }
+impl<'a> End<'a> {
+    fn pod(&self) -> Option<&'a Pod> {
+        match self.owner {
+            Owner::Pod(pod) => Some(pod),
+            Owner::Entity(_) => None,
         }
     }
-    !isolated || allowed
+}
+
+/// What is asked: may `subject`, by its policies for `direction`, have this conversation with `peer`?
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    pub world: &'a World,
+    pub direction: Direction,
+    pub subject: &'a Pod,
+    pub peer: End<'a>,
+    pub protocol: u8,
+    pub port: u16,
+}
+
+impl<'a> Question<'a> {
+    /// The pod whose names of ports count.
+    fn destination(&self) -> Option<&'a Pod> {
+        match self.direction {
+            Direction::Ingress => Some(self.subject),
+            Direction::Egress => self.peer.pod(),
+        }
+    }
+}
+
+/// Whether all the `NetworkPolicies` together allow it.
+pub fn allowed(question: &Question<'_>) -> bool {
+    let policies = question.world.network_policies.values();
+    let answers: Vec<bool> = policies.filter_map(|policy| policy_allows(policy, question)).collect();
+    answers.is_empty() || answers.contains(&true)
+}
+
+/// Whether one policy allows it; `None`: it does not isolate this pod in this direction.
+pub fn policy_allows(policy: &NetworkPolicy, question: &Question<'_>) -> Option<bool> {
+    let subject_is_clear = selects(policy, question.subject)?;
+    let direction_is_clear = applies(policy, question.direction)?;
+    if !subject_is_clear || !direction_is_clear {
+        return Some(false);
+    }
+    let rule_matches = |peers: Option<&Vec<NetworkPolicyPeer>>, ports: Option<&Vec<NetworkPolicyPort>>| {
+        let peers = peers.map(Vec::as_slice).unwrap_or_default();
+        let ports = ports.map(Vec::as_slice).unwrap_or_default();
+        peers_match(question.world, policy, peers, question.peer)
+            && ports_match(ports, question.destination(), question.protocol, question.port)
+    };
+    Some(match question.direction {
+        Direction::Ingress => {
+            let mut rules = policy.spec.ingress.iter().flatten();
+            rules.any(|rule| rule_matches(rule.from.as_ref(), rule.ports.as_ref()))
+        }
+        Direction::Egress => {
+            let mut rules = policy.spec.egress.iter().flatten();
+            rules.any(|rule| rule_matches(rule.to.as_ref(), rule.ports.as_ref()))
+        }
+    })
 }
 
 /// Whether a policy is about a pod, and if so whether its rules may be believed: with a selector that cannot be read it is
@@ -81,13 +106,14 @@ fn selects(policy: &NetworkPolicy, pod: &Pod) -> Option<bool> {
 
 /// Whether a policy isolates in a direction, and if so whether its rules for it may be believed: a type that is not
 /// understood may have meant either direction.
-fn applies(policy: &NetworkPolicy, direction: &str) -> Option<bool> {
+fn applies(policy: &NetworkPolicy, direction: Direction) -> Option<bool> {
     let types = policy.spec.policy_types.as_deref().unwrap_or_default();
     if types.is_empty() {
         let has_egress_rules = policy.spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
-        return (direction == "Ingress" || has_egress_rules).then_some(true);
+        return (direction == Direction::Ingress || has_egress_rules).then_some(true);
     }
-    if types.iter().any(|t| t == direction) {
+    let name = if direction == Direction::Ingress { "Ingress" } else { "Egress" };
+    if types.iter().any(|t| t == name) {
         return Some(true);
     }
     types.iter().any(|t| t != "Ingress" && t != "Egress").then_some(false)
@@ -105,7 +131,7 @@ fn peer_matches(world: &World, policy: &NetworkPolicy, peer: &NetworkPolicyPeer,
     if peer.pod_selector.is_none() && peer.namespace_selector.is_none() {
         return false;
     }
-    let Some(pod) = end.pod else { return false };
+    let Some(pod) = end.pod() else { return false };
     let namespace_matches = match &peer.namespace_selector {
         None => pod.namespace == policy.namespace,
         Some(selector) => {
@@ -167,19 +193,24 @@ fn first_bits(bits: u128, length: u32) -> u128 {
 }
 
 fn block_contains(block: &IPBlock, address: IpAddr) -> bool {
-    let Some((is4, prefix, length)) = parse_cidr(&block.cidr) else { return false };
+    block_or_void(block, address) == Some(true)
+}
+
+/// Whether an address is in a block; `None`: the block is void.
+fn block_or_void(block: &IPBlock, address: IpAddr) -> Option<bool> {
+    let (is4, prefix, length) = parse_cidr(&block.cidr)?;
     let (address4, bits) = address_bits(address);
     let mut inside = is4 == address4 && first_bits(bits, length) == prefix;
     for text in block.except.iter().flatten() {
-        let Some((hole4, hole, hole_length)) = parse_cidr(text) else { return false };
+        let (hole4, hole, hole_length) = parse_cidr(text)?;
         if hole4 != is4 || hole_length <= length || first_bits(hole, length) != prefix {
-            return false; // not a smaller part of the block: the whole block is void
+            return None; // not a smaller part of the block: the whole block is void
         }
         if hole4 == address4 && first_bits(bits, hole_length) == hole {
             inside = false;
         }
     }
-    inside
+    Some(inside)
 }
 
 fn ports_match(ports: &[NetworkPolicyPort], destination: Option<&Pod>, protocol: u8, port: u16) -> bool {

@@ -109,7 +109,7 @@ impl Cluster {
         self.0.apply(Object::ServiceAccount(ServiceAccount { namespace, name, labels: labels(pairs) }));
         self
     }
-    /// A NetworkPolicy from the YAML of its spec.
+    /// A `NetworkPolicy` from the YAML of its spec.
     fn np(self, name: &str, spec: &str) -> Self {
         self.np_mode(name, None, spec)
     }
@@ -123,7 +123,7 @@ impl Cluster {
         }));
         self
     }
-    /// An IdentityPolicy from the YAML of its spec.
+    /// An `IdentityPolicy` from the YAML of its spec.
     fn idp(mut self, name: &str, spec: &str) -> Self {
         let (namespace, name) = name.split_once('/').unwrap();
         self.0.apply(Object::IdentityPolicy(IdentityPolicy {
