@@ -17,7 +17,7 @@ use crate::tally::Tally;
 /// What `test` takes.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Run only the tests whose name contains this
+    /// Run only the tests whose name contains this, or all of the test file of this name
     name: Option<String>,
 }
 
@@ -36,7 +36,7 @@ pub fn all(name: Option<&str>) -> Tally {
     if sum == Tally::default() {
         eprintln!(
             "error: no test {}",
-            name.map_or("ran".to_owned(), |name| format!("has `{name}` in its name"))
+            name.map_or("ran".to_owned(), |name| format!("or file of tests is called `{name}`"))
         );
     }
     sum
@@ -67,7 +67,8 @@ fn is_privileged(test: &Executable) -> bool {
 /// Runs one test program.
 fn program(test: &Executable, agent: &Path, name: Option<&str>) -> Result<Tally> {
     let mut command = Command::new(&test.path);
-    command.args(name).current_dir(&test.package);
+    // The name of a file of tests stands for all of them.
+    command.args(name.filter(|name| *name != test.target)).current_dir(&test.package);
     command.env("CARGO_MANIFEST_DIR", &test.package).env("PORTCULLIS_BIN", agent);
     // A failed test's message says what was wrong; the path through the harness says nothing more.
     command.env("RUST_LIB_BACKTRACE", "0");
