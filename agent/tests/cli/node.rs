@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use portcullis::datapath::{self, AttachMode, Datapath, EndpointSpec, Options, Sizes};
 use portcullis::policy::{Desired, Function, Names, PodIdentity, RowSet};
@@ -95,6 +96,12 @@ impl Node {
         self.datapath = Some(datapath);
     }
 
+    /// Ends the agent; what it wrote stays.
+    pub fn kill(&mut self) {
+        drop(self.datapath.take());
+        wait_for_lock(&self.bpffs);
+    }
+
     /// What the agent would have written.
     pub fn state(&self) -> State {
         let endpoint = EndpointState {
@@ -152,8 +159,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // The lock goes first.
-        drop(self.datapath.take());
+        self.kill();
         let cleaned = datapath::cleanup(&self.bpffs);
         let _ = std::fs::remove_dir_all(&self.run_dir);
         let deleted = Command::new("ip").args(["netns", "del", &self.namespace]).status();
@@ -162,6 +168,15 @@ impl Drop for Node {
             assert!(deleted.unwrap().success());
             assert!(!self.bpffs.exists());
         }
+    }
+}
+
+/// Waits until nobody holds the lock of a folder: a process that another test just started holds a copy of every
+/// descriptor until it runs its own program.
+pub fn wait_for_lock(bpffs: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while bpffs.exists() && !matches!(datapath::sys::lock(bpffs), Ok(Some(_))) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

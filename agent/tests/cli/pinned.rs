@@ -11,7 +11,7 @@ use portcullis_common::abi::Mode;
 use portcullis_common::{Identity, Kind};
 use serde_json::Value;
 
-use crate::node::{HOST, Node, POD};
+use crate::node::{HOST, Node, POD, wait_for_lock};
 use crate::{Run, portcullis};
 
 fn on(node: &Node, args: &[&str]) -> Run {
@@ -54,7 +54,7 @@ fn dump_shows_what_real_packets_left_with_the_agent_alive_or_dead() {
         let pair = find(&counters, &denied)?;
         (pair["packets"]["denied"].as_u64() == Some(1)).then_some(())
     });
-    drop(node.datapath.take());
+    node.kill();
     let all = json(&node, &["dump"]);
 
     let counters = &all["counters"];
@@ -121,7 +121,7 @@ fn the_mode_is_switched_with_the_agent_dead_and_status_is_loud_about_it() {
         run.out
     );
 
-    drop(node.datapath.take());
+    node.kill();
     let run = on(&node, &["mode", "off"]);
     assert!(
         run.code == 0 && run.out.contains("survives restarts until `portcullis mode clear`"),
@@ -167,7 +167,7 @@ fn cleanup_refuses_beside_an_agent_and_leaves_nothing_without_one() {
     assert!(run.err.contains("another agent works on"), "{}", run.err);
     assert!(node.bpffs.join("v1/CONFIG").exists(), "nothing was touched");
 
-    drop(node.datapath.take());
+    node.kill();
     let reader = Reader::open(&node.bpffs).unwrap();
     let run = on(&node, &["cleanup"]);
     assert_eq!(run.code, 0, "{}", run.err);
@@ -222,6 +222,7 @@ struct Folder(std::path::PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {
+        wait_for_lock(&self.0);
         let cleaned = portcullis::datapath::cleanup(&self.0);
         assert!(cleaned.is_ok() || std::thread::panicking(), "{cleaned:?}");
     }
@@ -259,7 +260,7 @@ fn a_scrape_reads_the_maps_and_counters_go_on_over_a_restart() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
-    drop(node.datapath.take());
+    node.kill();
     node.pod_to_node();
     wait("the second denied packet, without an agent", || (value(&scrape(&node)) == Some(2)).then_some(()));
 }
