@@ -60,8 +60,25 @@ pub mod names {
 
     /// Every pinned map.
     pub const ALL: &[&str] = &[
-        CONFIG, ENDPOINTS, IPCACHE4, IPCACHE6, CIDRS4, CIDRS6, SUBJECTS, ROWS, PORTS, FLOWS4, FLOWS6, COUNTERS, SLOTS,
-        NEXT_SLOT, DROPS, FRAGMENTS, EVENTS, EVENT_BUDGET, NUMBERS,
+        CONFIG,
+        ENDPOINTS,
+        IPCACHE4,
+        IPCACHE6,
+        CIDRS4,
+        CIDRS6,
+        SUBJECTS,
+        ROWS,
+        PORTS,
+        FLOWS4,
+        FLOWS6,
+        COUNTERS,
+        SLOTS,
+        NEXT_SLOT,
+        DROPS,
+        FRAGMENTS,
+        EVENTS,
+        EVENT_BUDGET,
+        NUMBERS,
     ];
 }
 
@@ -194,7 +211,18 @@ pub struct Endpoint {
     pub pad: [u8; 5],
 }
 
-map_type!(Endpoint, 72, ifindex = 0, flags = 4, principal = 8, subject = 12, master = 16, addr4_be = 20, addr6 = 28, mac = 60);
+map_type!(
+    Endpoint,
+    72,
+    ifindex = 0,
+    flags = 4,
+    principal = 8,
+    subject = 12,
+    master = 16,
+    addr4_be = 20,
+    addr6 = 28,
+    mac = 60
+);
 
 /// Key of `SLOTS`: a pair of principals and the direction at the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]

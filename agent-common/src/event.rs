@@ -42,4 +42,14 @@ pub struct Event {
     pub pad: [u8; 2],
 }
 
-map_type!(Event, 72, time_ns = 0, ifindex = 8, source = 24, destination = 40, source_port = 56, protocol = 64, reason = 68);
+map_type!(
+    Event,
+    72,
+    time_ns = 0,
+    ifindex = 8,
+    source = 24,
+    destination = 40,
+    source_port = 56,
+    protocol = 64,
+    reason = 68
+);

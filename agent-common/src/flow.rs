@@ -171,11 +171,11 @@ pub const fn expired(flow: &Flow, now: u64) -> bool {
 
 /// A tag of four words.
 #[inline(always)]
-const fn mix(a: u32, b: u32, c: u32, d: u32) -> u32 {
-    let x = (a as u64) << 32 | b as u64;
-    let y = (c as u64) << 32 | d as u64;
-    let z = x.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ y.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-    (z >> 32) as u32 ^ z as u32
+const fn mix(words: [u32; 4]) -> u32 {
+    let high = (words[0] as u64) << 32 | words[1] as u64;
+    let low = (words[2] as u64) << 32 | words[3] as u64;
+    let mixed = high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    (mixed >> 32) as u32 ^ mixed as u32
 }
 
 /// A flow key: how it is built and its tag.
@@ -183,7 +183,13 @@ pub trait FlowKey: Copy + core::fmt::Debug {
     /// The address type.
     type Address: crate::packet::Address;
     /// Builds a key.
-    fn build(local: Self::Address, remote: Self::Address, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self;
+    fn build(
+        local: Self::Address,
+        remote: Self::Address,
+        ports: (u16, u16),
+        proto: u8,
+        echo_opener: u8,
+    ) -> Self;
     /// The tag that the value of this key carries.
     fn tag(&self) -> u32;
 }
@@ -205,7 +211,7 @@ impl FlowKey for FlowKey4 {
     #[inline(always)]
     fn tag(&self) -> u32 {
         let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
-        mix(self.local_be, self.remote_be, ports, (self.protocol as u32) << 8 | self.echo_opener as u32)
+        mix([self.local_be, self.remote_be, ports, (self.protocol as u32) << 8 | self.echo_opener as u32])
     }
 }
 
@@ -213,14 +219,22 @@ impl FlowKey for FlowKey6 {
     type Address = Addr6;
     #[inline(always)]
     fn build(local: Addr6, remote: Addr6, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self {
-        Self { local, remote, local_port: ports.0, remote_port: ports.1, protocol: proto, echo_opener, pad: [0; 2] }
+        Self {
+            local,
+            remote,
+            local_port: ports.0,
+            remote_port: ports.1,
+            protocol: proto,
+            echo_opener,
+            pad: [0; 2],
+        }
     }
     #[inline(always)]
     fn tag(&self) -> u32 {
         let (l, r) = (self.local.words_be, self.remote.words_be);
         let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
         let rest = (self.protocol as u32) << 8 | self.echo_opener as u32;
-        mix(l[0] ^ r[1], l[1] ^ r[0], l[2], r[2]) ^ mix(l[3], r[3], ports, rest)
+        mix([l[0] ^ r[1], l[1] ^ r[0], l[2], r[2]]) ^ mix([l[3], r[3], ports, rest])
     }
 }
 

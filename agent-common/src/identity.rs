@@ -90,8 +90,13 @@ map_type!(Identity, 16, principal = 0, peer = 4, subject = 8, kind = 12);
 
 impl Identity {
     /// The identity of addresses about which nothing is known: outside, in no block.
-    pub const WORLD: Self =
-        Self { principal: Kind::World as u32, peer: PEER_UNKNOWN, subject: 0, kind: Kind::World as u8, pad: [0; 3] };
+    pub const WORLD: Self = Self {
+        principal: Kind::World as u32,
+        peer: PEER_UNKNOWN,
+        subject: 0,
+        kind: Kind::World as u8,
+        pad: [0; 3],
+    };
 
     /// An identity without egress rows.
     pub const fn new(principal: u32, peer: u32, kind: Kind) -> Self {

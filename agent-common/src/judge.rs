@@ -88,7 +88,8 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn is_loopback(address: Addr6) -> bool {
-        address.words_be[0] | address.words_be[1] | address.words_be[2] == 0 && u32::from_be(address.words_be[3]) == 1
+        address.words_be[0] | address.words_be[1] | address.words_be[2] == 0
+            && u32::from_be(address.words_be[3]) == 1
     }
     #[inline(always)]
     fn is_link_local(address: Addr6) -> bool {
@@ -137,10 +138,10 @@ pub fn identify<F: Family, M: Maps<F>>(maps: &M, address: F::Address) -> Identit
 pub fn endpoint_of<F: Family, M: Maps<F>>(maps: &M, ifindex: u32) -> Option<(u32, &Endpoint)> {
     for probe in 0..ENDPOINT_PROBES {
         let slot = ifindex.wrapping_add(probe) % ENDPOINT_SLOTS;
-        if let Some(endpoint) = maps.endpoint(slot) {
-            if endpoint.ifindex == ifindex {
-                return Some((slot, endpoint));
-            }
+        if let Some(endpoint) = maps.endpoint(slot)
+            && endpoint.ifindex == ifindex
+        {
+            return Some((slot, endpoint));
         }
     }
     None
@@ -174,12 +175,14 @@ pub fn origin_of<F: Family, M: Maps<F>>(maps: &M, receiver: &Endpoint, packet: &
         return origin::ENDPOINT + packet.ingress_ifindex;
     }
     // Behind a bridge without br_netfilter the interface is the bridge; the stamp says which port.
-    if receiver.master != 0 && packet.ingress_ifindex == receiver.master && packet.tc_index != 0 {
-        if let Some(sender) = maps.endpoint((packet.tc_index - 1) % ENDPOINT_SLOTS) {
-            if sender.ifindex != 0 && sender.master == receiver.master {
-                return origin::ENDPOINT + sender.ifindex;
-            }
-        }
+    if receiver.master != 0
+        && packet.ingress_ifindex == receiver.master
+        && packet.tc_index != 0
+        && let Some(sender) = maps.endpoint((packet.tc_index - 1) % ENDPOINT_SLOTS)
+        && sender.ifindex != 0
+        && sender.master == receiver.master
+    {
+        return origin::ENDPOINT + sender.ifindex;
     }
     origin::WORLD
 }
@@ -288,13 +291,10 @@ pub fn judge<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Qu
     {
         let local = identify(maps, question.local);
         let egress = evaluate(maps, remote.subject, Direction::Egress, local.peer, local.kind, key);
-        match (egress.verdict, judgement.decision.verdict) {
-            (Verdict::Deny, _) => {
-                judgement.decision = egress;
-                judgement.direction = Direction::Egress;
-            }
-            // The source's own node has counted it as audited.
-            _ => {}
+        // An audited one was counted by the source's own node.
+        if matches!(egress.verdict, Verdict::Deny) {
+            judgement.decision = egress;
+            judgement.direction = Direction::Egress;
         }
     }
     judgement

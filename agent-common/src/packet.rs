@@ -212,7 +212,13 @@ const fn u32_be_at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
 
 /// The ports and flags of TCP and UDP straight behind a header of constant length, from the linear part.
 #[inline(always)]
-fn direct_ports<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: usize, udp_end: usize, tcp_end: usize) -> bool {
+fn direct_ports<P: Packet, A>(
+    packet: &P,
+    parsed: &mut Parsed<A>,
+    at: usize,
+    udp_end: usize,
+    tcp_end: usize,
+) -> bool {
     match parsed.protocol {
         protocol::TCP => {
             let Some(head) = packet.head(tcp_end) else { return false };
@@ -241,7 +247,9 @@ pub fn parse_ipv4_direct<P: Packet>(packet: &P) -> Option<Parsed<u32>> {
     const IP: usize = ETHERNET as usize;
     let head = packet.head(IP + 20)?;
     // Neither a fragment nor one to come; `total length` within the packet.
-    if head.u8(IP) != 0x45 || head.u16(IP + 6) & 0x3fff != 0 || u32::from(head.u16(IP + 2)) > packet.length() - ETHERNET
+    if head.u8(IP) != 0x45
+        || head.u16(IP + 6) & 0x3fff != 0
+        || u32::from(head.u16(IP + 2)) > packet.length() - ETHERNET
     {
         return None;
     }
@@ -266,7 +274,8 @@ pub fn parse_ipv6_direct<P: Packet>(packet: &P) -> Option<Parsed<Addr6>> {
     if payload < minimum {
         return None;
     }
-    let mut parsed = Parsed::new(Addr6::from_head(head, IP + 8), Addr6::from_head(head, IP + 24), head.u8(IP + 6));
+    let mut parsed =
+        Parsed::new(Addr6::from_head(head, IP + 8), Addr6::from_head(head, IP + 24), head.u8(IP + 6));
     direct_ports(packet, &mut parsed, IP + 40, IP + 48, IP + 60).then_some(parsed)
 }
 
@@ -332,7 +341,8 @@ pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
     }
     // A payload length of 0 is a jumbogram or an aggregate beyond 64 KiB.
     let end = ETHERNET + if payload == 0 { available } else { payload + 40 };
-    let source = Addr6 { words_be: [u32_be_at(&ip, 8), u32_be_at(&ip, 12), u32_be_at(&ip, 16), u32_be_at(&ip, 20)] };
+    let source =
+        Addr6 { words_be: [u32_be_at(&ip, 8), u32_be_at(&ip, 12), u32_be_at(&ip, 16), u32_be_at(&ip, 20)] };
     let destination =
         Addr6 { words_be: [u32_be_at(&ip, 24), u32_be_at(&ip, 28), u32_be_at(&ip, 32), u32_be_at(&ip, 36)] };
     let mut parsed = Parsed::new(source, destination, ip[6]);
@@ -389,12 +399,14 @@ pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
 /// Ports, flags and ICMP types of the transport header at `at`; the packet ends at `end`.
 #[inline(always)]
 fn transport<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: u32, end: u32) -> Result<(), Reason> {
-    let short =
-        if parsed.fragment == FragmentPart::First { Reason::FragmentTiny } else { Reason::Truncated };
+    let short = if parsed.fragment == FragmentPart::First { Reason::FragmentTiny } else { Reason::Truncated };
     let room = end - at;
     match parsed.protocol {
         protocol::TCP => {
             let Some(header) = packet.load::<14>(at) else { return Err(short) };
+            if room < 20 {
+                return Err(short);
+            }
             let length = u32::from(header[12] >> 4) * 4;
             if length < 20 {
                 return Err(Reason::Malformed);
@@ -449,7 +461,9 @@ const fn role6(kind: u8) -> IcmpRole {
     match kind {
         icmp6::ECHO_REQUEST => IcmpRole::EchoRequest,
         icmp6::ECHO_REPLY => IcmpRole::EchoReply,
-        icmp6::UNREACHABLE | icmp6::TOO_BIG | icmp6::TIME_EXCEEDED | icmp6::PARAMETER_PROBLEM => IcmpRole::Error,
+        icmp6::UNREACHABLE | icmp6::TOO_BIG | icmp6::TIME_EXCEEDED | icmp6::PARAMETER_PROBLEM => {
+            IcmpRole::Error
+        }
         icmp6::MLD_QUERY
         | icmp6::MLD_REPORT
         | icmp6::MLD_DONE
@@ -487,7 +501,8 @@ fn related_ipv6<P: Packet>(packet: &P, parsed: &mut Parsed<Addr6>, at: u32) -> R
     if ip[0] >> 4 != 6 {
         return Err(Reason::Malformed);
     }
-    let source = Addr6 { words_be: [u32_be_at(&ip, 8), u32_be_at(&ip, 12), u32_be_at(&ip, 16), u32_be_at(&ip, 20)] };
+    let source =
+        Addr6 { words_be: [u32_be_at(&ip, 8), u32_be_at(&ip, 12), u32_be_at(&ip, 16), u32_be_at(&ip, 20)] };
     if source != parsed.destination {
         return Err(Reason::ForbiddenIcmp);
     }

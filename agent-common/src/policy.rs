@@ -109,7 +109,9 @@ impl PortStep {
     #[inline(always)]
     pub const fn new(from: PortKey, decision: Decision) -> Self {
         Self {
-            packed: (from.0 & 0xf_ffff) | (decision.verdict as u32) << 24 | (decision.reason as u32 & 0xf) << 28,
+            packed: (from.0 & 0xf_ffff)
+                | (decision.verdict as u32) << 24
+                | (decision.reason as u32 & 0xf) << 28,
             rule: decision.rule,
         }
     }
@@ -258,7 +260,14 @@ mod tests {
         maps.rows.insert(key, Row { steps_at: 1, steps: 1000, decision: PortStep::default() });
         for port in 0..=65535u16 {
             let wanted = starts.iter().rposition(|&s| s <= u32::from(port)).unwrap();
-            let got = evaluate(&maps, 7, Direction::Ingress, 50, Kind::Pod as u8, PortKey::new(protocol::TCP, port));
+            let got = evaluate(
+                &maps,
+                7,
+                Direction::Ingress,
+                50,
+                Kind::Pod as u8,
+                PortKey::new(protocol::TCP, port),
+            );
             assert_eq!(got.rule as usize, wanted, "port {port}");
             assert_eq!(got.verdict, if wanted % 2 == 0 { Verdict::Deny } else { Verdict::Allow });
         }
@@ -282,9 +291,11 @@ mod tests {
     fn the_exact_peer_wins_over_its_kind() {
         let mut maps = Maps::default();
         let row = |v| Row { decision: PortStep::new(PortKey(0), decision(v, 1)), ..Row::default() };
-        maps.rows.insert(RowKey { rowset: 70, peer: wildcard_of(Kind::Pod), direction: 0 }, row(Verdict::Deny));
+        maps.rows
+            .insert(RowKey { rowset: 70, peer: wildcard_of(Kind::Pod), direction: 0 }, row(Verdict::Deny));
         maps.rows.insert(RowKey { rowset: 70, peer: 50, direction: 0 }, row(Verdict::Audit));
-        let ask = |peer| evaluate(&maps, 7, Direction::Ingress, peer, Kind::Pod as u8, PortKey::OTHER).verdict;
+        let ask =
+            |peer| evaluate(&maps, 7, Direction::Ingress, peer, Kind::Pod as u8, PortKey::OTHER).verdict;
         assert_eq!(ask(50), Verdict::Audit);
         assert_eq!(ask(51), Verdict::Deny);
     }

@@ -7,7 +7,9 @@ use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoin
 use crate::event::Event;
 use crate::flow::{Flow, FlowKey, TOUCH_EVERY, expired, key_of, next_state, origin, state, timeout_of};
 use crate::identity::Kind;
-use crate::judge::{Config, Family, Maps, Metadata, Question, identify, is_local, judge, needs_opening, origin_of};
+use crate::judge::{
+    Config, Family, Maps, Metadata, Question, identify, is_local, judge, needs_opening, origin_of,
+};
 use crate::packet::{FragmentPart, IcmpRole, Parsed, tcp};
 use crate::policy::{Decision, protocol};
 use crate::reason::{Direction, Reason, Verdict};
@@ -97,7 +99,13 @@ pub fn known_flow<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key
 
 /// What a packet does to the state of its flow. An ICMP error does nothing.
 #[inline(always)]
-fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, transit: &Transit<F>, now: u64) {
+fn advance<F: Family, D: Datapath<F>>(
+    path: &D,
+    entry: &D::Flow,
+    flow: &Flow,
+    transit: &Transit<F>,
+    now: u64,
+) {
     if matches!(transit.packet.icmp, IcmpRole::Error) {
         return;
     }
@@ -147,7 +155,8 @@ pub fn admit<F: Family>(endpoint: &Endpoint, transit: &Transit<F>) -> Result<boo
             if matches!(packet.icmp, IcmpRole::Link | IcmpRole::Router) {
                 return Ok(true);
             }
-            if strict && !is_local::<F>(endpoint, packet.destination) && !F::is_multicast(packet.destination) {
+            if strict && !is_local::<F>(endpoint, packet.destination) && !F::is_multicast(packet.destination)
+            {
                 return Err(Reason::NotForPod);
             }
         }
@@ -173,7 +182,9 @@ fn fragment_key<F: Family>(transit: &Transit<F>, ifindex: u32) -> FragmentKey {
 #[inline(always)]
 fn fragment_tag(key: &FragmentKey) -> u32 {
     let (s, d) = (key.source.words_be, key.destination.words_be);
-    (s[0] ^ s[1] ^ s[2] ^ s[3]).wrapping_mul(0x9e37_79b1) ^ (d[0] ^ d[1] ^ d[2] ^ d[3]).wrapping_mul(0x85eb_ca6b) ^ key.id
+    (s[0] ^ s[1] ^ s[2] ^ s[3]).wrapping_mul(0x9e37_79b1)
+        ^ (d[0] ^ d[1] ^ d[2] ^ d[3]).wrapping_mul(0x85eb_ca6b)
+        ^ key.id
 }
 
 /// What the walk has found out about a packet that is not simply one of a known flow. In the kernel it lives in a
@@ -353,8 +364,11 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
             revision = 0; // judged again at every packet until the override is cleared
         }
     }
-    let pair =
-        PairKey { source: judgement.source, destination: judgement.destination, direction: judgement.direction as u32 };
+    let pair = PairKey {
+        source: judgement.source,
+        destination: judgement.destination,
+        direction: judgement.direction as u32,
+    };
     let slot = path.slot_of(&pair);
     if !matches!(decision.verdict, Verdict::Deny) && !store(path, work, decision.verdict, revision, slot) {
         decision = Decision::new(Verdict::Deny, Reason::FlowTable);
@@ -381,7 +395,13 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
 
 /// Writes the flow; `false` if the table does not take it. Multicast has no flows: there are no replies to find.
 #[inline(always)]
-fn store<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, verdict: Verdict, revision: u32, slot: u32) -> bool {
+fn store<F: Family, D: Datapath<F>>(
+    path: &D,
+    work: &Work<F>,
+    verdict: Verdict,
+    revision: u32,
+    slot: u32,
+) -> bool {
     let packet = &work.transit.packet;
     if F::is_multicast(packet.destination) {
         return true;
@@ -394,11 +414,15 @@ fn store<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, verdict: Verdict, 
             flow.state = next_state(flow.state, flow.opener == hook as u8, flags_of(packet));
             flow.last_seen = work.now;
         }
-    } else if work.has_known && work.known.opener != hook as u8 && work.known.state & state::LIFE != state::CLOSING {
+    } else if work.has_known
+        && work.known.opener != hook as u8
+        && work.known.state & state::LIFE != state::CLOSING
+    {
         // A SYN against a live flow of the other side does not turn it round: it may be forged.
         return true;
     } else {
-        flow = Flow { last_seen: work.now, opener: hook as u8, origin: work.question.origin, ..Flow::default() };
+        flow =
+            Flow { last_seen: work.now, opener: hook as u8, origin: work.question.origin, ..Flow::default() };
     }
     flow.timeout = timeout_of(packet.protocol, flow.state).wrapping_mul(path.config(config::HZ));
     flow.tag = work.key.tag();

@@ -45,6 +45,7 @@ numbered! {
 impl Direction {
     /// The other direction.
     #[inline(always)]
+    #[must_use]
     pub const fn opposite(self) -> Self {
         match self {
             Self::Ingress => Self::Egress,

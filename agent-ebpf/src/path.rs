@@ -242,9 +242,11 @@ fn slot_of(pair: &PairKey) -> u32 {
         Some(value) => u64::from(unsafe { read_volatile(value) }),
         None => 0,
     };
-    // SAFETY: an aligned word of a map value. The intrinsic, because `core` offers no `fetch_add` on a target without
-    // compare-and-swap of every width.
-    let slot = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(next, 1) };
+    // The intrinsic, because `core` offers no `fetch_add` on a target without compare-and-swap of every width; with
+    // acquire and release, because LLVM 22 turns a relaxed one into an addition that does not fetch, and then takes the
+    // addend for the former value.
+    // SAFETY: an aligned word of a map value.
+    let slot = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(next, 1) };
     if slot >= capacity {
         return 0;
     }

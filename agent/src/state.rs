@@ -80,6 +80,10 @@ pub struct EndpointState {
     pub interface: String,
     /// `namespace/name` of the pod, if it is known.
     pub pod: Option<String>,
+    /// UID of the pod that the interface is bound to; a restarted agent takes the binding over.
+    pub uid: Option<String>,
+    /// What it gets while its pod is unknown: `deny`, `audit` or `allow`.
+    pub unknown: String,
     /// Its principal.
     pub principal: String,
     /// Its addresses.
@@ -164,8 +168,11 @@ mod tests {
     fn what_is_written_is_read_back_and_unknown_numbers_still_print() {
         let folder = std::env::temp_dir().join(format!("portcullis-state-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let state =
-            State { format: FORMAT, principals: BTreeMap::from([(16, "shop/api".to_owned())]), ..State::default() };
+        let state = State {
+            format: FORMAT,
+            principals: BTreeMap::from([(16, "shop/api".to_owned())]),
+            ..State::default()
+        };
         state.write(&folder).unwrap();
         let read = State::read(&folder).unwrap();
         fs::remove_dir_all(&folder).unwrap();

@@ -1,1 +1,31 @@
-//! Network namespaces and tools for the privileged tests.
+//! The harness of the privileged tests: nodes and pods as network namespaces, traffic between them, the agent as a
+//! process, and the check that nothing is left behind.
+//!
+//! Every object here owns what it makes in the kernel and removes it when dropped, also while a test panics. Names
+//! carry the process id of the test ([`owner`]), so that two runs on one machine leave each other alone.
+
+pub mod agent;
+pub mod command;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod fixture;
+pub mod manifests;
+pub mod netns;
+pub mod node;
+pub mod owner;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod packets;
+pub mod poll;
+pub mod privileged;
+pub mod residue;
+pub mod temp;
+pub mod traffic;
+
+pub use agent::{Agent, AgentBuilder};
+pub use manifests::{Manifests, PodObject};
+pub use netns::Namespace;
+pub use node::{Network, Node, NodeBuilder, Pod};
+pub use poll::{eventually, eventually_within};
+pub use privileged::privileged_test;
+pub use temp::TempDir;

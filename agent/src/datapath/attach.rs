@@ -9,6 +9,7 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, T
 use aya::programs::{SchedClassifier, TcAttachType};
 use portcullis_common::Direction;
 
+use super::clsact;
 use super::error::DatapathError;
 use super::pins::Pins;
 use super::sys;
@@ -59,21 +60,26 @@ pub enum HookState {
 /// Loads a program into the kernel; the verifier's last lines are in the error.
 pub fn load(ebpf: &mut Ebpf, direction: Direction) -> Result<u32, DatapathError> {
     let name = program_name(direction);
-    let failed = |error: String| DatapathError::Program { what: "load", program: name, place: String::new(), error };
+    let failed =
+        |error: String| DatapathError::Program { what: "load", program: name, place: String::new(), error };
     let program = classifier(ebpf, direction)?;
     program.load().map_err(|error| failed(describe(&error)))?;
     program.info().map(|info| info.id()).map_err(|error| failed(describe(&error)))
 }
 
-fn classifier(ebpf: &mut Ebpf, direction: Direction) -> Result<&mut SchedClassifier, DatapathError> {
+pub(super) fn classifier(
+    ebpf: &mut Ebpf,
+    direction: Direction,
+) -> Result<&mut SchedClassifier, DatapathError> {
     let name = program_name(direction);
-    let failed = |error: String| DatapathError::Program { what: "find", program: name, place: String::new(), error };
+    let failed =
+        |error: String| DatapathError::Program { what: "find", program: name, place: String::new(), error };
     let program = ebpf.program_mut(name).ok_or_else(|| failed("the object does not have it".to_owned()))?;
     program.try_into().map_err(|error: aya::programs::ProgramError| failed(error.to_string()))
 }
 
 /// An error with its causes.
-fn describe(error: &dyn std::error::Error) -> String {
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -125,8 +131,9 @@ pub fn attach(
         Ok(id) => id,
         // An earlier agent's filter has the handle: replaced in place.
         Err(_) => {
-            let old = SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
-                .map_err(|error| failed(error.to_string()))?;
+            let old =
+                SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+                    .map_err(|error| failed(error.to_string()))?;
             program.attach_to_link(old).map_err(|error| failed(describe(&error)))?
         }
     };
@@ -164,12 +171,13 @@ pub fn detach(pins: &Pins, ifindex: u32, direction: Direction, tcx: bool) -> Res
     Ok(())
 }
 
-/// What is on the hook, by the ids of the programs there. Of clsact filters only what is ours can be seen: the kernel
-/// keeps their order by priority.
-pub fn state(pins: &Pins, ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
+/// What is on the hook, by the ids of the programs there. Of clsact filters ours has the first priority there is.
+pub fn state(ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
     if !tcx {
-        let _ = pins;
-        return if sys::interface_name(ifindex).is_some() { HookState::Attached } else { HookState::Missing };
+        return match clsact::program(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()) {
+            Ok(Some(id)) if id == program => HookState::Attached,
+            _ => HookState::Missing,
+        };
     }
     match sys::tcx_programs(ifindex, matches!(direction, Direction::Ingress)) {
         Ok(ids) if ids.first() == Some(&program) => HookState::Attached,

@@ -43,8 +43,10 @@ impl Slots {
     pub fn adopt(maps: &KernelMaps, pins: &Pins, sizes: &Sizes) -> Result<Self, DatapathError> {
         let mut by_ifindex = BTreeMap::new();
         for slot in 0..ENDPOINT_SLOTS {
-            let endpoint =
-                maps.endpoints.get(&slot, 0).map_err(|error| DatapathError::map("read", names::ENDPOINTS, error))?;
+            let endpoint = maps
+                .endpoints
+                .get(&slot, 0)
+                .map_err(|error| DatapathError::map("read", names::ENDPOINTS, error))?;
             if endpoint.ifindex != 0 && flows::present(pins, slot, sizes.flows_size) {
                 by_ifindex.insert(endpoint.ifindex, (slot, endpoint));
             }
@@ -117,7 +119,9 @@ impl Slots {
                 slot
             }
         };
-        maps.endpoints.set(slot, value, 0).map_err(|error| DatapathError::map("write", names::ENDPOINTS, error))?;
+        maps.endpoints
+            .set(slot, value, 0)
+            .map_err(|error| DatapathError::map("write", names::ENDPOINTS, error))?;
         self.by_ifindex.insert(spec.ifindex, (slot, value));
         applied.writes += 1;
         Ok(())
@@ -125,7 +129,9 @@ impl Slots {
 
     fn free_slot(&self, ifindex: u32) -> Option<u32> {
         let taken: BTreeSet<u32> = self.by_ifindex.values().map(|(slot, _)| *slot).collect();
-        (0..ENDPOINT_PROBES).map(|probe| ifindex.wrapping_add(probe) % ENDPOINT_SLOTS).find(|s| !taken.contains(s))
+        (0..ENDPOINT_PROBES)
+            .map(|probe| ifindex.wrapping_add(probe) % ENDPOINT_SLOTS)
+            .find(|s| !taken.contains(s))
     }
 }
 
@@ -175,7 +181,10 @@ pub fn detach_all(pins: &Pins, version: &str) -> Vec<String> {
         .collect();
     if let Ok(maps) = inspect::open(pins.root()) {
         interfaces.extend(
-            (0..ENDPOINT_SLOTS).filter_map(|slot| maps.endpoints.get(&slot, 0).ok()).map(|e| e.ifindex).filter(|i| *i != 0),
+            (0..ENDPOINT_SLOTS)
+                .filter_map(|slot| maps.endpoints.get(&slot, 0).ok())
+                .map(|e| e.ifindex)
+                .filter(|i| *i != 0),
         );
     }
     let mut detached = Vec::new();

@@ -12,7 +12,9 @@ pub enum DatapathError {
     )]
     NotBpffs(PathBuf),
     /// Another agent holds the lock.
-    #[error("another agent works on {0}: one agent a node; stop it first, or name another folder with --bpffs")]
+    #[error(
+        "another agent works on {0}: one agent a node; stop it first, or name another folder with --bpffs"
+    )]
     Locked(PathBuf),
     /// A file operation failed.
     #[error("cannot {what} {path}: {error}")]
@@ -38,7 +40,9 @@ pub enum DatapathError {
         wanted: String,
     },
     /// The object could not be loaded.
-    #[error("cannot load the programs: {0} (`portcullis check` names what this kernel or this process lacks)")]
+    #[error(
+        "cannot load the programs: {0} (`portcullis check` names what this kernel or this process lacks)"
+    )]
     Load(#[from] aya::EbpfError),
     /// A program could not be loaded or attached.
     #[error("cannot {what} program {program}{place}: {error}")]

@@ -27,8 +27,9 @@ impl Events {
     ///
     /// # Errors
     /// If the ring buffer cannot be waited on.
-    pub async fn run(self, mut handle: impl FnMut(Vec<Bytes>) -> bool) -> io::Result<()> {
-        let mut waiting = AsyncFd::new(self.ring)?;
+    pub async fn run(self, mut handle: impl FnMut(&[Bytes]) -> bool) -> io::Result<()> {
+        // SAFETY: the ring buffer owns its file descriptor and gives out the same one for as long as it lives.
+        let mut waiting = unsafe { AsyncFd::register(self.ring) }?;
         loop {
             let mut guard = waiting.readable_mut().await?;
             let ring = guard.get_inner_mut();
@@ -37,7 +38,7 @@ impl Events {
                 batch.push(Bytes::copy_from_slice(&record));
             }
             guard.clear_ready();
-            if !batch.is_empty() && !handle(batch) {
+            if !batch.is_empty() && !handle(&batch) {
                 return Ok(());
             }
         }

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use aya::maps::{HashMap, Map, MapData};
 use aya::Pod;
+use aya::maps::{HashMap, Map, MapData};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 
 use super::error::DatapathError;
@@ -20,12 +20,18 @@ const LRU_HASH: u32 = 9;
 /// If a table cannot be made, pinned or set.
 pub fn create(maps: &mut KernelMaps, pins: &Pins, slot: u32, entries: u32) -> Result<(), DatapathError> {
     let table = create_table::<FlowKey4>(&pins.flow(slot, 4), "flows4", entries)?;
-    maps.flows4.set(slot, &table, 0).map_err(|error| DatapathError::map("set a table in", "FLOWS4", error))?;
+    maps.flows4
+        .set(slot, &table, 0)
+        .map_err(|error| DatapathError::map("set a table in", "FLOWS4", error))?;
     let table = create_table::<FlowKey6>(&pins.flow(slot, 6), "flows6", entries)?;
     maps.flows6.set(slot, &table, 0).map_err(|error| DatapathError::map("set a table in", "FLOWS6", error))
 }
 
-fn create_table<K: Pod>(pin: &Path, name: &str, entries: u32) -> Result<HashMap<MapData, K, Flow>, DatapathError> {
+fn create_table<K: Pod>(
+    pin: &Path,
+    name: &str,
+    entries: u32,
+) -> Result<HashMap<MapData, K, Flow>, DatapathError> {
     let failed = |error: &dyn std::fmt::Display| DatapathError::map("create", name, error);
     #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs")]
     let (key, value) = (size_of::<K>() as u32, size_of::<Flow>() as u32);

@@ -42,7 +42,9 @@ pub fn open(bpffs: &Path) -> Result<KernelMaps, DatapathError> {
             path: pins.folder(),
             error: std::io::Error::new(
                 std::io::ErrorKind::NotFound,
-                format!("no maps of version {ABI} are pinned there: no agent has run on this node since its boot, or --bpffs names another folder"),
+                format!(
+                    "no maps of version {ABI} are pinned there: no agent has run on this node since its boot, or --bpffs names another folder"
+                ),
             ),
         });
     }

@@ -46,7 +46,9 @@ impl fmt::Debug for KernelMaps {
 
 impl KernelMaps {
     /// From maps found by name.
-    fn from_source(source: &mut dyn FnMut(&str) -> Result<Map, DatapathError>) -> Result<Self, DatapathError> {
+    fn from_source(
+        source: &mut dyn FnMut(&str) -> Result<Map, DatapathError>,
+    ) -> Result<Self, DatapathError> {
         fn typed<T: TryFrom<Map, Error = MapError>>(
             source: &mut dyn FnMut(&str) -> Result<Map, DatapathError>,
             name: &str,

@@ -6,6 +6,7 @@
 
 mod attach;
 mod batch;
+mod clsact;
 mod endpoints;
 mod error;
 mod events;
@@ -18,6 +19,7 @@ pub mod probe;
 mod reader;
 mod rows;
 mod sizes;
+pub mod testrun;
 pub mod sys;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +51,10 @@ use rows::RowSets;
 
 /// The compiled programs; `cargo build` made them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.o"));
+
+/// As [`OBJECT`], with the programs that the benchmark compares ours with.
+#[cfg(feature = "bench")]
+pub static BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-bench.o"));
 
 /// What the operator chose.
 #[derive(Clone, Debug)]
@@ -120,7 +126,9 @@ impl Datapath {
         let lock = match sys::lock(pins.root()) {
             Ok(Some(file)) => file,
             Ok(None) => return Err(DatapathError::Locked(pins.root().to_owned())),
-            Err(error) => return Err(DatapathError::File { what: "lock", path: pins.root().to_owned(), error }),
+            Err(error) => {
+                return Err(DatapathError::File { what: "lock", path: pins.root().to_owned(), error });
+            }
         };
         let sizes = options.sizes;
         pins.check(&|name| Shape::wanted(name, &sizes))?;
@@ -206,7 +214,10 @@ impl Datapath {
     }
 
     fn set_config(&mut self, word: u32, value: u32) -> Result<(), DatapathError> {
-        self.maps.config.set(word, value, 0).map_err(|error| DatapathError::map("write", names::CONFIG, error))
+        self.maps
+            .config
+            .set(word, value, 0)
+            .map_err(|error| DatapathError::map("write", names::CONFIG, error))
     }
 
     /// Brings the kernel to the desired state. An error in one object does not keep the others from being written.
@@ -227,7 +238,14 @@ impl Datapath {
         let mut judged_anew = applied.writes > 0;
         let before = applied.writes;
         self.write_addresses(desired, &mut applied)?;
-        let removed = self.slots.apply(&mut self.maps, &self.pins, &self.options.sizes, desired, endpoints, &mut applied);
+        let removed = self.slots.apply(
+            &mut self.maps,
+            &self.pins,
+            &self.options.sizes,
+            desired,
+            endpoints,
+            &mut applied,
+        );
         judged_anew |= applied.writes > before;
         if self.config(config::MODE)? != mode as u32 {
             self.set_config(config::MODE, mode as u32)?;
@@ -280,7 +298,9 @@ impl Datapath {
                 Err(ports::NoRoom(steps)) => {
                     applied.errors.push(DatapathError::Full {
                         map: names::PORTS,
-                        what: format!("a table of {steps} steps has no room, so subject class {subject} is denied"),
+                        what: format!(
+                            "a table of {steps} steps has no room, so subject class {subject} is denied"
+                        ),
                         flag: "--ports-size",
                     });
                     self.deny(*subject)?;
@@ -303,16 +323,22 @@ impl Datapath {
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
         for (index, step) in &change.steps {
-            self.maps.ports.set(*index, *step, 0).map_err(|e| DatapathError::map("write", names::PORTS, e))?;
+            self.maps
+                .ports
+                .set(*index, *step, 0)
+                .map_err(|e| DatapathError::map("write", names::PORTS, e))?;
         }
         for (key, row) in &change.put {
             self.maps.rows.insert(key, row, ANY).map_err(|error| full(&error, names::ROWS, "--rows-size"))?;
         }
         if let Some(number) = change.switch_to {
-            self.maps
-                .subjects
-                .set(subject, number, 0)
-                .map_err(|_| full(&MapError::OutOfBounds { index: subject, max_entries: 0 }, names::SUBJECTS, "--subjects-size"))?;
+            self.maps.subjects.set(subject, number, 0).map_err(|_| {
+                full(
+                    &MapError::OutOfBounds { index: subject, max_entries: 0 },
+                    names::SUBJECTS,
+                    "--subjects-size",
+                )
+            })?;
         }
         applied.writes += change.steps.len() + change.put.len();
         Ok(())
@@ -349,7 +375,8 @@ impl Datapath {
     /// # Errors
     /// If the grace period cannot be had; everything stays retired then.
     pub fn collect(&mut self) -> Result<usize, DatapathError> {
-        if self.retired.rows.is_empty() && self.retired.functions.is_empty() && self.retired.ranges.is_empty() {
+        if self.retired.rows.is_empty() && self.retired.functions.is_empty() && self.retired.ranges.is_empty()
+        {
             return Ok(0);
         }
         sys::grace_period().map_err(|error| DatapathError::System { call: "membarrier", error })?;
@@ -410,7 +437,8 @@ impl Datapath {
             self.set_config(config::OVERFLOW, u32::from(overflow))?;
             applied.writes += 1;
         }
-        let gone: Vec<_> = self.ipcache.keys().filter(|a| !desired.ipcache.contains_key(a)).copied().collect();
+        let gone: Vec<_> =
+            self.ipcache.keys().filter(|a| !desired.ipcache.contains_key(a)).copied().collect();
         for address in gone {
             let _ = match address {
                 IpAddr::V4(a) => self.maps.ipcache4.remove(&u32::from_ne_bytes(a.octets())),
@@ -448,8 +476,14 @@ impl Datapath {
                 if self.hook_state(endpoint.ifindex, direction) != HookState::Missing {
                     continue;
                 }
-                let attached =
-                    attach::attach(&mut self.ebpf, &self.pins, endpoint.ifindex, &endpoint.name, direction, self.tcx);
+                let attached = attach::attach(
+                    &mut self.ebpf,
+                    &self.pins,
+                    endpoint.ifindex,
+                    &endpoint.name,
+                    direction,
+                    self.tcx,
+                );
                 match attached {
                     Ok(()) => applied.writes += 1,
                     // An interface that is gone by now is no error: its removal is on its way.
@@ -463,7 +497,7 @@ impl Datapath {
     /// What the hook of an endpoint looks like now.
     pub fn hook_state(&self, ifindex: u32, direction: Direction) -> HookState {
         let program = self.programs.get(&direction).copied().unwrap_or(0);
-        attach::state(&self.pins, ifindex, direction, program, self.tcx)
+        attach::state(ifindex, direction, program, self.tcx)
     }
 
     /// Steps of port tables in use, and how many there can be.
@@ -480,9 +514,11 @@ fn full(error: &MapError, map: &'static str, flag: &'static str) -> DatapathErro
         _ => None,
     };
     match (error, code) {
-        (_, Some(libc::E2BIG | libc::ENOSPC)) | (MapError::OutOfBounds { .. }, _) => {
-            DatapathError::Full { map, what: "an entry has no room, and what it stands for is denied".to_owned(), flag }
-        }
+        (_, Some(libc::E2BIG | libc::ENOSPC)) | (MapError::OutOfBounds { .. }, _) => DatapathError::Full {
+            map,
+            what: "an entry has no room, and what it stands for is denied".to_owned(),
+            flag,
+        },
         _ => DatapathError::map("write", map, text),
     }
 }
@@ -523,11 +559,13 @@ fn adopt_rows(maps: &KernelMaps, sizes: &Sizes) -> Result<(RowSets, PortTables, 
 fn adopt_ipcache(maps: &KernelMaps) -> Result<BTreeMap<IpAddr, Identity>, DatapathError> {
     let mut found = BTreeMap::new();
     for entry in maps.ipcache4.iter() {
-        let (address, identity) = entry.map_err(|error| DatapathError::map("read", names::IPCACHE4, error))?;
+        let (address, identity) =
+            entry.map_err(|error| DatapathError::map("read", names::IPCACHE4, error))?;
         found.insert(IpAddr::from(address.to_ne_bytes()), identity);
     }
     for entry in maps.ipcache6.iter() {
-        let (address, identity) = entry.map_err(|error| DatapathError::map("read", names::IPCACHE6, error))?;
+        let (address, identity) =
+            entry.map_err(|error| DatapathError::map("read", names::IPCACHE6, error))?;
         found.insert(IpAddr::from(address.to_bytes()), identity);
     }
     Ok(found)
@@ -535,10 +573,12 @@ fn adopt_ipcache(maps: &KernelMaps) -> Result<BTreeMap<IpAddr, Identity>, Datapa
 
 fn adopt_cidrs(maps: &KernelMaps) -> Result<BTreeMap<IpNet, Identity>, DatapathError> {
     let mut found = BTreeMap::new();
-    let net = |address: IpAddr, length: u32| IpNet::new(address, u8::try_from(length).unwrap_or(u8::MAX)).ok();
+    let net =
+        |address: IpAddr, length: u32| IpNet::new(address, u8::try_from(length).unwrap_or(u8::MAX)).ok();
     for entry in maps.cidrs4.iter() {
         let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS4, error))?;
-        found.extend(net(IpAddr::from(key.data().to_ne_bytes()), key.prefix_len()).map(|net| (net, identity)));
+        found
+            .extend(net(IpAddr::from(key.data().to_ne_bytes()), key.prefix_len()).map(|net| (net, identity)));
     }
     for entry in maps.cidrs6.iter() {
         let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS6, error))?;
@@ -572,12 +612,18 @@ pub fn cleanup(bpffs: &std::path::Path) -> Result<Vec<String>, DatapathError> {
     for version in Pins::list(bpffs) {
         removed.extend(endpoints::detach_all(&pins, &version));
         let folder = bpffs.join(&version);
-        std::fs::remove_dir_all(&folder)
-            .map_err(|error| DatapathError::File { what: "remove", path: folder.clone(), error })?;
+        std::fs::remove_dir_all(&folder).map_err(|error| DatapathError::File {
+            what: "remove",
+            path: folder.clone(),
+            error,
+        })?;
         removed.push(folder.display().to_string());
     }
-    std::fs::remove_dir(bpffs)
-        .map_err(|error| DatapathError::File { what: "remove", path: bpffs.to_owned(), error })?;
+    std::fs::remove_dir(bpffs).map_err(|error| DatapathError::File {
+        what: "remove",
+        path: bpffs.to_owned(),
+        error,
+    })?;
     removed.push(bpffs.display().to_string());
     Ok(removed)
 }

@@ -86,11 +86,16 @@ impl Pins {
             if !path.exists() {
                 continue;
             }
-            let info = MapInfo::from_pin(&path).map_err(|error| DatapathError::map("inspect", *name, error))?;
+            let info =
+                MapInfo::from_pin(&path).map_err(|error| DatapathError::map("inspect", *name, error))?;
             let Some(wanted) = wanted(name) else { continue };
             let found = Shape::of(&info);
             if found != wanted {
-                return Err(DatapathError::ForeignMap { path, found: found.to_string(), wanted: wanted.to_string() });
+                return Err(DatapathError::ForeignMap {
+                    path,
+                    found: found.to_string(),
+                    wanted: wanted.to_string(),
+                });
             }
         }
         Ok(())

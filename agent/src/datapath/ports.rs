@@ -54,7 +54,10 @@ impl PortTables {
     pub fn acquire(&mut self, function: &Arc<Function>) -> Result<(Row, Vec<(u32, PortStep)>), NoRoom> {
         let steps = function.steps();
         if let [(_, decision)] = steps {
-            return Ok((Row { steps_at: 0, steps: 0, decision: PortStep::new(PortKey::FIRST, *decision) }, Vec::new()));
+            return Ok((
+                Row { steps_at: 0, steps: 0, decision: PortStep::new(PortKey::FIRST, *decision) },
+                Vec::new(),
+            ));
         }
         let length = u32::try_from(steps.len()).unwrap_or(u32::MAX);
         let row = |at| Row { steps_at: at, steps: length, decision: PortStep::new(steps[0].0, steps[0].1) };
@@ -62,7 +65,8 @@ impl PortTables {
             table.users += 1;
             return Ok((row(table.at), Vec::new()));
         }
-        let Some((at, room)) = self.free.iter().find(|(_, room)| **room >= length).map(|(at, room)| (*at, *room))
+        let Some((at, room)) =
+            self.free.iter().find(|(_, room)| **room >= length).map(|(at, room)| (*at, *room))
         else {
             return Err(NoRoom(length));
         };
@@ -71,8 +75,10 @@ impl PortTables {
             self.free.insert(at + length, room - length);
         }
         self.tables.insert(Arc::clone(function), Table { at, users: 1 });
-        let written =
-            (at..).zip(steps).map(|(index, (key, decision))| (index, PortStep::new(*key, *decision))).collect();
+        let written = (at..)
+            .zip(steps)
+            .map(|(index, (key, decision))| (index, PortStep::new(*key, *decision)))
+            .collect();
         Ok((row(at), written))
     }
 

@@ -5,8 +5,8 @@ use std::mem::size_of;
 
 use aya::maps::MapInfo;
 use portcullis_common::abi::{
-    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, Fragment, FragmentKey, NumberKey, PairKey, config,
-    names,
+    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, Fragment, FragmentKey, NumberKey,
+    PairKey, config, names,
 };
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{PortStep, Row, RowKey};

@@ -86,7 +86,12 @@ pub fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<u32>> {
     attr.query.__bindgen_anon_2.prog_cnt = 64;
     // SAFETY: the attribute is of the size given, and the array it points to of the length given.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, bpf_cmd::BPF_PROG_QUERY as libc::c_long, &raw mut attr, mem::size_of::<bpf_attr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_PROG_QUERY as libc::c_long,
+            &raw mut attr,
+            mem::size_of::<bpf_attr>(),
+        )
     };
     if result < 0 {
         return Err(io::Error::last_os_error());

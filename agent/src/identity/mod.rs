@@ -1,1 +1,10 @@
-//! Principals, classes and who owns an address.
+//! Numbers for principals, classes and rules, and who owns an address.
+//!
+//! Invariants: a definition keeps its number for as long as anybody may hold it, and an address has one owner, which
+//! depends on the pods that claim it and never on the order in which they became known.
+
+mod numbers;
+mod owners;
+
+pub use numbers::{DEFAULT_SUBJECTS, Numbers};
+pub use owners::{is_known, owners};

@@ -1,8 +1,10 @@
 //! Trimmed objects: of each Kubernetes object only what decides about identity and policy, and the world that they make
 //! up. Sources produce these; identity and policy read them. Nothing here does I/O.
 
+mod convert;
 mod objects;
 mod world;
 
+pub use convert::*;
 pub use objects::*;
 pub use world::*;

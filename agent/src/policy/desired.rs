@@ -51,8 +51,8 @@ impl Function {
 }
 
 /// The rows of a subject class: direction and peer (a peer class, or [`portcullis_common::policy::wildcard_of`] a kind)
-/// to function. The wildcards of every kind are there in both directions; a peer class has a row only where its
-/// function differs from that of its kind.
+/// to function. The wildcards of every kind are there in both directions (of a class that only pods elsewhere have, for
+/// egress); a peer class has a row only where its function differs from that of its kind.
 pub type RowSet = BTreeMap<(Direction, u32), Arc<Function>>;
 
 /// What the endpoint of a pod of this node needs.
@@ -95,7 +95,8 @@ pub struct Names {
 /// Everything that shall be in the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Exact addresses: pods, nodes, this host.
+    /// Exact addresses: pods, nodes, this host; `unmanaged` are those of pods whose namespace or service account is not
+    /// known yet.
     pub ipcache: BTreeMap<IpAddr, Identity>,
     /// Prefixes, on a miss: CIDR blocks and their holes, pod ranges, and always `0.0.0.0/0` and `::/0`.
     pub cidrs: BTreeMap<IpNet, Identity>,

@@ -1,5 +1,27 @@
 //! The policy compiler: from the world to the desired maps, without I/O.
+//!
+//! Invariant: what is not understood in a policy never widens access, and the maps answer for every address exactly as
+//! the policies do, whatever classes and wildcards lie between.
 
+mod blocks;
+mod classes;
+mod compile;
 mod desired;
+mod host_maps;
+mod identity_policy;
+pub mod ir;
+mod linked;
+mod network_policy;
+mod population;
+mod selector;
+mod subjects;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod tiers;
 
+pub use compile::compile;
 pub use desired::*;
+pub use host_maps::HostMaps;
+pub use summary::{PolicySummary, summarize};
+pub use selector::{Accounts, BadSelector, Namespaces, PodSelector, Selector};

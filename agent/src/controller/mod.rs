@@ -1,0 +1,261 @@
+//! The agent at work: sources and interfaces in, maps and programs out.
+//!
+//! The owner of the world runs alone on its thread; metrics and health are served by a runtime of their own, so that a
+//! scrape never delays a verdict's programming, and nothing that is programmed delays a health answer.
+
+mod bindings;
+mod denials;
+mod owner;
+mod report;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use portcullis_common::abi::Mode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::cli::AgentArgs;
+use crate::datapath::{Datapath, Options};
+use crate::endpoints;
+use crate::identity::Numbers;
+use crate::metrics::{AgentMetrics, Readiness, Server};
+use crate::model::{Settings, World};
+use crate::sources::Batch;
+use crate::sources::manifests::ManifestsSource;
+use crate::state::State;
+use bindings::Bindings;
+use owner::Owner;
+
+/// How often attachment is compared, what failed is tried again and what was retired is deleted.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What must hold for the agent to be ready.
+const SOURCE: &str = "source";
+const ENDPOINTS: &str = "endpoints";
+const PROGRAMMED: &str = "programmed";
+const ATTACHED: &str = "attached";
+
+/// Runs the agent until it is told to stop. Enforcement outlives it.
+///
+/// # Errors
+/// What keeps it from working: a foreign map, a missing right, another agent.
+pub fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(work(&args))
+}
+
+async fn work(args: &AgentArgs) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let run_dir = &args.paths.run_dir;
+    std::fs::create_dir_all(run_dir)
+        .with_context(|| format!("cannot create {}; name another folder with --run-dir", run_dir.display()))?;
+    let mut datapath = Datapath::open(Options {
+        bpffs: args.paths.bpffs.clone(),
+        attach: args.attach,
+        sizes: args.sizes,
+        sample: args.sample,
+        event_rate: args.event_rate,
+    })?;
+    let first_start = !datapath.adopted();
+    info!(
+        tcx = datapath.uses_tcx(),
+        first_start,
+        bpffs = %args.paths.bpffs.display(),
+        "programs loaded; what is pinned stays in force until everything has been listed"
+    );
+
+    let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
+    let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED]);
+    serve(args.metrics_address, metrics.clone(), readiness.clone())?;
+
+    let events = datapath.events()?;
+    let denials = denials::Denials::start();
+    let reader = {
+        let denials = denials.clone();
+        tokio::spawn(async move { events.run(|records| denials.take(&records)).await })
+    };
+
+    let mut owner = Owner::new(
+        World { settings: settings(args)?, ..World::default() },
+        datapath,
+        Numbers::new(args.sizes.subjects_size),
+        Bindings::new(args.unknown_endpoint.into(), first_start, &earlier_endpoints(run_dir)),
+    );
+
+    let (sender, mut batches) = mpsc::channel::<Batch>(64);
+    let source = ManifestsSource::start(&args.manifests, sender)?;
+    let source_name = format!("manifests {}", args.manifests.display());
+    let mut watcher = endpoints::Watcher::spawn(endpoints::Options::default())?;
+    let mut links = watcher.snapshots();
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+
+    let mut agent = Agent { run_dir, source_name, metrics, readiness, denials, written: None, warned: None };
+    loop {
+        let mut since = Instant::now();
+        let mut changed = true;
+        tokio::select! {
+            batch = batches.recv() => {
+                let Some(batch) = batch else { anyhow::bail!("the manifests source ended") };
+                since = batch.since;
+                owner.take(batch);
+                while let Ok(batch) = batches.try_recv() {
+                    owner.take(batch);
+                }
+            }
+            result = links.changed() => {
+                if result.is_err() {
+                    return Err(watcher.stopped().await).context("cannot follow the interfaces any more");
+                }
+                owner.look(links.borrow_and_update().clone());
+            }
+            _ = housekeeping.tick() => changed = agent.keep_house(&mut owner),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        if changed {
+            agent.program(&mut owner, since);
+        }
+        agent.report(&owner);
+    }
+    info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
+    drop(source);
+    reader.abort();
+    Ok(())
+}
+
+fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        node_name: args.node_name()?,
+        pod_cidrs: args.pod_cidr.clone(),
+        default_verdict: args.default_verdict.into(),
+        network_policies: args.network_policies,
+        mode: Mode::from(args.mode),
+        ..Settings::default()
+    })
+}
+
+/// The endpoints of an earlier agent; none if it left no names, or none that can be read.
+fn earlier_endpoints(run_dir: &Path) -> Vec<crate::state::EndpointState> {
+    match State::read(run_dir) {
+        Ok(state) => state.endpoints,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            warn!(%error, "the names file of the earlier agent cannot be read: its interfaces are bound anew");
+            Vec::new()
+        }
+    }
+}
+
+/// What the loop keeps beside the owner.
+struct Agent<'a> {
+    run_dir: &'a Path,
+    source_name: String,
+    metrics: AgentMetrics,
+    readiness: Readiness,
+    denials: denials::Denials,
+    /// The state that was written last, but for its times.
+    written: Option<State>,
+    /// The error that was logged last, so that a lasting one is said once.
+    warned: Option<String>,
+}
+
+impl Agent<'_> {
+    /// Compiles and programs; errors are kept for the report and tried again by the housekeeping.
+    fn program(&mut self, owner: &mut Owner, since: Instant) {
+        if !owner.ready_to_program() {
+            return;
+        }
+        match owner.program() {
+            Ok(applied) => {
+                self.metrics.observe_programming(since.elapsed());
+                for waited in owner.newly_attached() {
+                    self.metrics.observe_attach(waited);
+                }
+                if applied.writes > 0 {
+                    info!(
+                        writes = applied.writes,
+                        judged_again = applied.revised,
+                        endpoints = owner.endpoints.len(),
+                        milliseconds = since.elapsed().as_secs_f64() * 1e3,
+                        "programmed"
+                    );
+                }
+                if owner.errors.is_empty() {
+                    self.metrics.set_success(std::time::SystemTime::now());
+                }
+            }
+            Err(failure) => owner.errors = vec![failure.to_string()],
+        }
+        let text = owner.errors.join("; ");
+        if text.is_empty() {
+            self.warned = None;
+        } else if self.warned.as_ref() != Some(&text) {
+            error!(error = %text, "not everything is programmed; what is not is denied, and tried again every second");
+            self.warned = Some(text);
+        }
+    }
+
+    /// Whether something must be programmed again.
+    fn keep_house(&mut self, owner: &mut Owner) -> bool {
+        if let Err(error) = owner.collect() {
+            warn!(%error, "what was retired stays in the maps for now");
+        }
+        self.denials.summarize();
+        let (expected, attached) = owner.hooks();
+        !owner.errors.is_empty() || attached < expected
+    }
+
+    /// Writes the names file if it changed, and says whether the agent is ready.
+    fn report(&mut self, owner: &Owner) {
+        self.judge_readiness(owner);
+        let state = report::state(owner, &self.source_name);
+        let timeless = State { written: 0, last_success: 0, ..state.clone() };
+        if self.written.as_ref() == Some(&timeless) {
+            return;
+        }
+        self.denials.name(Arc::new(state.clone()));
+        self.metrics.set_state(Arc::new(state.clone()));
+        match state.write(self.run_dir) {
+            Ok(()) => self.written = Some(timeless),
+            Err(error) => {
+                warn!(%error, folder = %self.run_dir.display(), "cannot write the names file: dumps show numbers");
+            }
+        }
+    }
+
+    fn judge_readiness(&self, owner: &Owner) {
+        let say = |condition, holds: bool, otherwise: String| {
+            if holds { self.readiness.ready(condition) } else { self.readiness.not_ready(condition, otherwise) }
+        };
+        let place = owner.problems.first().map(|p| format!(": {}: {}", p.place, p.message)).unwrap_or_default();
+        say(SOURCE, owner.synced, format!("not every kind has been listed yet{place}"));
+        say(ENDPOINTS, owner.links.complete, "the interfaces have not been listed yet".to_owned());
+        let missing = owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned());
+        say(PROGRAMMED, owner.last_success.is_some() && owner.errors.is_empty(), missing);
+        let (expected, attached) = owner.hooks();
+        let bypassed = owner.bypassed.len();
+        say(
+            ATTACHED,
+            attached == expected && bypassed == 0,
+            format!(
+                "{attached} of {expected} programs are attached in the first place, and {bypassed} interfaces of pods \
+                 bypass them; `portcullis status` names them"
+            ),
+        );
+    }
+}
+
+/// Serves metrics and health on a thread with a runtime of its own. An address that cannot be had is said at once.
+fn serve(address: std::net::SocketAddr, metrics: AgentMetrics, readiness: Readiness) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let server = runtime.block_on(Server::bind(address, metrics, readiness))?;
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || runtime.block_on(server.run()))?;
+    Ok(())
+}

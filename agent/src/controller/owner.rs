@@ -1,0 +1,246 @@
+//! The owner of the world: the single writer of model, numbers, bindings and maps. Everything here is synchronous; the
+//! loop around it waits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use portcullis_common::Direction;
+
+use super::bindings::{Bindings, Candidate};
+use crate::datapath::{Applied, Datapath, DatapathError, HookState};
+use crate::endpoints::{Classification, Snapshot, classify};
+use crate::identity::{Numbers, owners};
+use crate::model::{ObjectKind, World};
+use crate::policy::{Desired, compile};
+use crate::sources::{Batch, SourceEvent, SourceProblem};
+
+/// The owner.
+pub struct Owner {
+    /// Every object that is known.
+    pub world: World,
+    /// What the maps shall hold.
+    pub desired: Desired,
+    /// Which pod is behind which interface.
+    pub bindings: Bindings,
+    /// What is wrong with the source now.
+    pub problems: Vec<SourceProblem>,
+    /// Whether every kind has been listed once: nothing is written to the maps before.
+    pub synced: bool,
+    /// The interfaces.
+    pub links: Arc<Snapshot>,
+    /// Interfaces that are endpoints now.
+    pub endpoints: Vec<Candidate>,
+    /// Interfaces that are none: name and reason.
+    pub ignored: BTreeMap<String, String>,
+    /// Interfaces of pods that our programs do not see: name and kind.
+    pub bypassed: BTreeMap<String, String>,
+    /// What could not be programmed at the last try.
+    pub errors: Vec<String>,
+    /// When the maps were last brought to the desired state without an error.
+    pub last_success: Option<SystemTime>,
+    datapath: Datapath,
+    numbers: Numbers,
+    /// Pods that are gone from the source while their interface lives: they keep their identity.
+    retained: BTreeSet<String>,
+    /// Interfaces whose programs were attached, with the moment they appeared.
+    attached: BTreeMap<u32, Instant>,
+}
+
+impl Owner {
+    /// With an empty world.
+    pub fn new(world: World, datapath: Datapath, mut numbers: Numbers, bindings: Bindings) -> Self {
+        numbers.load(datapath.numbers());
+        Self {
+            world,
+            desired: Desired::default(),
+            bindings,
+            problems: Vec::new(),
+            synced: false,
+            links: Arc::default(),
+            endpoints: Vec::new(),
+            ignored: BTreeMap::new(),
+            bypassed: BTreeMap::new(),
+            errors: Vec::new(),
+            last_success: None,
+            datapath,
+            numbers,
+            retained: BTreeSet::new(),
+            attached: BTreeMap::new(),
+        }
+    }
+
+    /// The datapath, for looking.
+    pub const fn datapath(&self) -> &Datapath {
+        &self.datapath
+    }
+
+    /// Takes a batch of the source into the world.
+    pub fn take(&mut self, batch: Batch) {
+        for event in batch.events {
+            match event {
+                SourceEvent::Apply(object) => {
+                    if let crate::model::Object::Pod(pod) = &object {
+                        self.retained.remove(&pod.uid);
+                    }
+                    self.world.apply(object);
+                }
+                SourceEvent::Delete { key, uid } => {
+                    let bound = self.bindings.bound();
+                    let living: Vec<String> = self
+                        .world
+                        .pods
+                        .values()
+                        .filter(|pod| {
+                            key.kind == ObjectKind::Pod
+                                && (&pod.namespace, &pod.name) == (&key.namespace, &key.name)
+                                && uid.as_ref().is_none_or(|uid| *uid == pod.uid)
+                                && bound.contains(pod.uid.as_str())
+                        })
+                        .map(|pod| pod.uid.clone())
+                        .collect();
+                    if living.is_empty() {
+                        self.world.delete(&key, uid.as_deref());
+                    }
+                    self.retained.extend(living);
+                }
+                SourceEvent::Synced => self.synced = true,
+                SourceEvent::Problems(problems) => self.problems = problems,
+            }
+        }
+    }
+
+    /// Takes a new look at the interfaces.
+    pub fn look(&mut self, links: Arc<Snapshot>) {
+        self.world.settings.local_addresses = links.host_addresses.clone();
+        self.links = links;
+    }
+
+    /// Whether enough is known to write the maps.
+    pub fn ready_to_program(&self) -> bool {
+        self.synced && self.links.complete
+    }
+
+    /// Compiles the world and brings the kernel to it.
+    ///
+    /// # Errors
+    /// If the kernel's state cannot be read or the revision not be raised.
+    pub fn program(&mut self) -> Result<Applied, DatapathError> {
+        self.forget_pods_without_interface();
+        self.desired = compile(&self.world, &mut self.numbers);
+        let owner_of = self.owner_of();
+        self.classify_links(&owner_of);
+        let owner = |address: IpAddr| owner_of.get(&address).cloned();
+        let specs = self.bindings.update(&self.endpoints, &owner);
+        let applied =
+            self.datapath.apply(&self.desired, &specs, self.world.settings.mode, self.numbers.entries())?;
+        self.errors = applied.errors.iter().map(ToString::to_string).collect();
+        if self.errors.is_empty() {
+            self.last_success = Some(SystemTime::now());
+        }
+        Ok(applied)
+    }
+
+    /// Addresses and the UIDs of the pods that own them and are known with namespace and service account.
+    fn owner_of(&self) -> BTreeMap<IpAddr, String> {
+        owners(&self.world)
+            .into_iter()
+            .filter(|(_, pod)| self.desired.pods.contains_key(&pod.uid))
+            .map(|(address, pod)| (address, pod.uid.clone()))
+            .collect()
+    }
+
+    fn classify_links(&mut self, owner_of: &BTreeMap<IpAddr, String>) {
+        let own_node = self.world.nodes.get(&self.world.settings.node_name);
+        let ranges: Vec<_> =
+            own_node.iter().flat_map(|n| &n.pod_cidrs).chain(&self.world.settings.pod_cidrs).copied().collect();
+        self.endpoints.clear();
+        self.ignored.clear();
+        self.bypassed.clear();
+        for link in self.links.links.values() {
+            // What is bound stays an endpoint, whatever becomes of its pod.
+            let bound = self.bindings.uid(link.ifindex).is_some();
+            match classify(link, |address| bound || owner_of.contains_key(&address), &ranges) {
+                Classification::Endpoint => {
+                    let peer = link.peer.as_ref();
+                    self.endpoints.push(Candidate {
+                        ifindex: link.ifindex,
+                        name: link.name.clone(),
+                        master: link.master,
+                        mac: peer.and_then(|peer| peer.mac),
+                        addresses: peer.map(|peer| peer.addresses.clone()).unwrap_or_default(),
+                    });
+                }
+                Classification::Pending => {
+                    self.ignored.insert(link.name.clone(), "waits for an address".to_owned());
+                }
+                Classification::Ignored(reason) => drop(self.ignored.insert(link.name.clone(), reason)),
+                Classification::Bypassed(kind) => {
+                    self.bypassed.insert(link.name.clone(), kind.to_string());
+                }
+            }
+        }
+    }
+
+    /// Pods that are gone from the source go when their interface goes.
+    fn forget_pods_without_interface(&mut self) {
+        let alive: BTreeSet<String> = self
+            .links
+            .links
+            .keys()
+            .filter_map(|ifindex| self.bindings.uid(*ifindex))
+            .map(str::to_owned)
+            .collect();
+        let gone: Vec<String> = self.retained.iter().filter(|uid| !alive.contains(*uid)).cloned().collect();
+        for uid in gone {
+            self.retained.remove(&uid);
+            self.world.pods.remove(&uid);
+        }
+    }
+
+    /// How long each interface had to wait for its programs that has them now and had not before.
+    pub fn newly_attached(&mut self) -> Vec<std::time::Duration> {
+        let mut waited = Vec::new();
+        let mut now_attached = BTreeMap::new();
+        for endpoint in &self.endpoints {
+            let Some(link) = self.links.links.get(&endpoint.ifindex) else { continue };
+            if !Direction::ALL.iter().all(|d| self.datapath.hook_state(endpoint.ifindex, *d) != HookState::Missing) {
+                continue;
+            }
+            if self.attached.get(&endpoint.ifindex) != Some(&link.appeared) {
+                waited.push(link.appeared.elapsed());
+            }
+            now_attached.insert(endpoint.ifindex, link.appeared);
+        }
+        self.attached = now_attached;
+        waited
+    }
+
+    /// Hooks that should have a program, and those that have it in the first place.
+    pub fn hooks(&self) -> (usize, usize) {
+        let states = self
+            .endpoints
+            .iter()
+            .flat_map(|e| Direction::ALL.iter().map(|d| self.datapath.hook_state(e.ifindex, *d)));
+        let attached = states.filter(|state| *state == HookState::Attached).count();
+        (self.endpoints.len() * Direction::ALL.len(), attached)
+    }
+
+    /// Deletes what was retired, and gives numbers back that nobody uses. Principals keep theirs: their counters live.
+    ///
+    /// # Errors
+    /// If the grace period cannot be had.
+    pub fn collect(&mut self) -> Result<usize, DatapathError> {
+        let unused: Vec<_> = self
+            .numbers
+            .unused()
+            .filter(|key| key.space != portcullis_common::abi::NumberSpace::Principal as u32)
+            .collect();
+        let count = self.datapath.collect()?;
+        for key in unused {
+            self.numbers.free(key);
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,130 @@
+//! The names file and the state that metrics and status show, made from what the owner knows.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use portcullis_common::Direction;
+
+use super::owner::Owner;
+use crate::datapath::HookState;
+use crate::policy::summarize;
+use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
+
+/// Seconds since the epoch.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// The state of now.
+pub fn state(owner: &Owner, source: &str) -> State {
+    let names = &owner.desired.names;
+    let mut problems: Vec<ProblemState> = owner
+        .desired
+        .problems
+        .iter()
+        .map(|p| ProblemState { object: p.object.clone(), field: p.field.clone(), message: p.message.clone() })
+        .collect();
+    problems.extend(owner.bypassed.iter().map(|(name, kind)| ProblemState {
+        object: format!("interface {name}"),
+        field: String::new(),
+        message: format!("is a {kind} of a pod, on which our programs do not see every packet: the pod is not judged"),
+    }));
+    let pods = owner
+        .desired
+        .pods
+        .values()
+        .flat_map(|pod| pod.addresses.iter().map(|address| (*address, pod.name.clone())))
+        .chain(crate::identity::owners(&owner.world).into_iter().map(|(address, pod)| {
+            (address, format!("{}/{}", pod.namespace, pod.name))
+        }))
+        .collect();
+    State {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: owner.world.settings.node_name.clone(),
+        pid: std::process::id(),
+        written: seconds(SystemTime::now()),
+        last_success: owner.last_success.map_or(0, seconds),
+        attach: if owner.datapath().uses_tcx() { "tcx" } else { "clsact" }.to_owned(),
+        mode: owner.world.settings.mode.name().to_owned(),
+        source: source_state(owner, source),
+        principals: names.principals.clone(),
+        peers: names.peers.clone(),
+        subjects: names.subjects.clone(),
+        rules: names.rules.clone(),
+        pods,
+        endpoints: endpoints(owner),
+        ignored: owner.ignored.clone(),
+        policies: summarize(&owner.world)
+            .into_iter()
+            .map(|policy| PolicyState {
+                kind: policy.kind.to_owned(),
+                namespace: policy.namespace,
+                name: policy.name,
+                mode: policy.mode.name().to_owned(),
+                directions: policy.directions.iter().map(|d| d.name().to_owned()).collect(),
+                pods: policy.pods,
+            })
+            .collect(),
+        problems,
+        errors: owner.errors.clone(),
+    }
+}
+
+fn source_state(owner: &Owner, source: &str) -> SourceState {
+    let world = &owner.world;
+    let counts = [
+        ("Pod", world.pods.len()),
+        ("Namespace", world.namespaces.len()),
+        ("ServiceAccount", world.service_accounts.len()),
+        ("Node", world.nodes.len()),
+        ("NetworkPolicy", world.network_policies.len()),
+        ("IdentityPolicy", world.identity_policies.len()),
+    ];
+    SourceState {
+        name: source.to_owned(),
+        synced: owner.synced,
+        errors: owner.problems.iter().map(|problem| format!("{}: {}", problem.place, problem.message)).collect(),
+        objects: counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+    }
+}
+
+fn endpoints(owner: &Owner) -> Vec<EndpointState> {
+    owner
+        .endpoints
+        .iter()
+        .map(|candidate| {
+            let uid = owner.bindings.uid(candidate.ifindex);
+            let pod = uid.and_then(|uid| owner.desired.pods.get(uid));
+            let hooks: BTreeMap<String, String> = Direction::ALL
+                .iter()
+                .map(|direction| {
+                    let state = match owner.datapath().hook_state(candidate.ifindex, *direction) {
+                        HookState::Attached => "attached",
+                        HookState::NotFirst => "not-first",
+                        HookState::Missing => "missing",
+                    };
+                    let hook = match direction {
+                        Direction::Ingress => "to-pod",
+                        Direction::Egress => "from-pod",
+                    };
+                    (hook.to_owned(), state.to_owned())
+                })
+                .collect();
+            let warning = owner.bindings.warning(candidate.ifindex).map(str::to_owned);
+            EndpointState {
+                ifindex: candidate.ifindex,
+                interface: candidate.name.clone(),
+                pod: pod.map(|pod| pod.name.clone()),
+                uid: uid.map(str::to_owned),
+                unknown: owner.bindings.unknown(candidate.ifindex).name().to_owned(),
+                principal: pod
+                    .and_then(|pod| owner.desired.names.principals.get(&pod.principal).cloned())
+                    .unwrap_or_else(|| "unmanaged".to_owned()),
+                addresses: pod.map_or_else(|| candidate.addresses.clone(), |pod| pod.addresses.clone()),
+                hooks,
+                warning,
+            }
+        })
+        .collect()
+}

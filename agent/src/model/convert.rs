@@ -1,0 +1,436 @@
+//! From the objects of the API to the trimmed ones.
+//!
+//! Both sources use these conversions, so an object means the same wherever it comes from. What decides about identity
+//! and cannot be read (an address, a CIDR, a named port) is an error that names the field, never a guess.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use portcullis_common::policy::protocol;
+
+use super::objects::{IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod, ServiceAccount};
+use crate::api;
+
+/// Label that every namespace carries with its own name as the value.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// A field of an object that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConvertError {
+    /// The field must be there.
+    #[error("field `{field}` is missing")]
+    Missing {
+        /// Path of the field.
+        field: String,
+    },
+    /// The field's value is not of the form that it must have.
+    #[error("field `{field}`: `{value}` is not {expected}")]
+    Invalid {
+        /// Path of the field.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What it should have been, with an article.
+        expected: &'static str,
+    },
+}
+
+impl ConvertError {
+    /// Path of the field.
+    pub fn field(&self) -> &str {
+        match self {
+            Self::Missing { field } | Self::Invalid { field, .. } => field,
+        }
+    }
+
+    fn invalid(field: String, value: &impl ToString, expected: &'static str) -> Self {
+        Self::Invalid { field, value: value.to_string(), expected }
+    }
+}
+
+impl TryFrom<core::Pod> for Pod {
+    type Error = ConvertError;
+
+    fn try_from(pod: core::Pod) -> Result<Self, ConvertError> {
+        let (namespace, name) = (namespace(&pod.metadata), name(&pod.metadata)?);
+        let spec = pod.spec.unwrap_or_default();
+        let status = pod.status.unwrap_or_default();
+        Ok(Self {
+            uid: text(pod.metadata.uid.clone()).unwrap_or_else(|| format!("{namespace}/{name}")),
+            service_account: text(spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned()),
+            node: spec.node_name.clone().unwrap_or_default(),
+            host_network: spec.host_network.unwrap_or(false),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            addresses: pod_addresses(&status)?,
+            sandbox_started: sandbox_started(&status, &pod.metadata),
+            named_ports: named_ports(&spec)?,
+            labels: labels(pod.metadata),
+            namespace,
+            name,
+        })
+    }
+}
+
+impl TryFrom<core::Namespace> for Namespace {
+    type Error = ConvertError;
+
+    fn try_from(object: core::Namespace) -> Result<Self, ConvertError> {
+        let name = name(&object.metadata)?;
+        let mut labels = labels(object.metadata);
+        // The API server sets it whatever the manifest says: a namespace must not pass for another one.
+        labels.insert(NAMESPACE_NAME.to_owned(), name.clone());
+        Ok(Self { name, labels })
+    }
+}
+
+impl TryFrom<core::ServiceAccount> for ServiceAccount {
+    type Error = ConvertError;
+
+    fn try_from(object: core::ServiceAccount) -> Result<Self, ConvertError> {
+        Ok(Self {
+            namespace: namespace(&object.metadata),
+            name: name(&object.metadata)?,
+            labels: labels(object.metadata),
+        })
+    }
+}
+
+impl TryFrom<core::Node> for Node {
+    type Error = ConvertError;
+
+    fn try_from(object: core::Node) -> Result<Self, ConvertError> {
+        let spec = object.spec.unwrap_or_default();
+        let addresses = object.status.and_then(|status| status.addresses).unwrap_or_default();
+        let pod_cidrs = match spec.pod_cidrs {
+            Some(cidrs) if !cidrs.is_empty() => cidrs
+                .iter()
+                .enumerate()
+                .map(|(i, cidr)| parse_cidr(format!("spec.podCIDRs[{i}]"), cidr))
+                .collect::<Result<_, _>>()?,
+            _ => match text(spec.pod_cidr) {
+                Some(cidr) => vec![parse_cidr("spec.podCIDR".to_owned(), &cidr)?],
+                None => Vec::new(),
+            },
+        };
+        Ok(Self {
+            name: name(&object.metadata)?,
+            labels: labels(object.metadata),
+            // Some providers put host names here as well; those say nothing about packets.
+            addresses: addresses
+                .iter()
+                .filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"))
+                .filter_map(|a| a.address.parse::<IpAddr>().ok())
+                .map(|address| address.to_canonical())
+                .collect(),
+            pod_cidrs,
+        })
+    }
+}
+
+impl TryFrom<networking::NetworkPolicy> for NetworkPolicy {
+    type Error = ConvertError;
+
+    fn try_from(object: networking::NetworkPolicy) -> Result<Self, ConvertError> {
+        let annotations = object.metadata.annotations.as_ref();
+        Ok(Self {
+            namespace: namespace(&object.metadata),
+            name: name(&object.metadata)?,
+            mode: annotations.and_then(|all| all.get(api::MODE_KEY)).cloned(),
+            spec: object.spec.unwrap_or_default(),
+        })
+    }
+}
+
+impl TryFrom<api::IdentityPolicy> for IdentityPolicy {
+    type Error = ConvertError;
+
+    fn try_from(object: api::IdentityPolicy) -> Result<Self, ConvertError> {
+        Ok(Self { namespace: namespace(&object.metadata), name: name(&object.metadata)?, spec: object.spec })
+    }
+}
+
+macro_rules! object_from {
+    ($($kind:ident),*) => {$(
+        impl From<$kind> for Object {
+            fn from(object: $kind) -> Self {
+                Self::$kind(object)
+            }
+        }
+    )*};
+}
+
+object_from!(Pod, Namespace, ServiceAccount, Node, NetworkPolicy, IdentityPolicy);
+
+fn name(metadata: &ObjectMeta) -> Result<String, ConvertError> {
+    text(metadata.name.clone()).ok_or_else(|| ConvertError::Missing { field: "metadata.name".to_owned() })
+}
+
+fn namespace(metadata: &ObjectMeta) -> String {
+    text(metadata.namespace.clone()).unwrap_or_else(|| "default".to_owned())
+}
+
+fn labels(metadata: ObjectMeta) -> Labels {
+    metadata.labels.unwrap_or_default()
+}
+
+/// The API does not tell an empty text from an absent one.
+fn text(value: Option<String>) -> Option<String> {
+    value.filter(|text| !text.is_empty())
+}
+
+fn pod_addresses(status: &core::PodStatus) -> Result<Vec<IpAddr>, ConvertError> {
+    match &status.pod_ips {
+        Some(ips) if !ips.is_empty() => ips
+            .iter()
+            .enumerate()
+            .map(|(i, ip)| parse_address(format!("status.podIPs[{i}].ip"), &ip.ip))
+            .collect(),
+        _ => match status.pod_ip.as_deref() {
+            None | Some("") => Ok(Vec::new()),
+            Some(ip) => Ok(vec![parse_address("status.podIP".to_owned(), ip)?]),
+        },
+    }
+}
+
+/// An address as it is in packets: one mapped into IPv6 is the IPv4 address.
+fn parse_address(field: String, value: &str) -> Result<IpAddr, ConvertError> {
+    match value.parse::<IpAddr>() {
+        Ok(address) => Ok(address.to_canonical()),
+        Err(_) => Err(ConvertError::invalid(field, &value, "an IP address")),
+    }
+}
+
+fn parse_cidr(field: String, value: &str) -> Result<IpNet, ConvertError> {
+    value.parse().map_err(|_| ConvertError::invalid(field, &value, "a CIDR such as 10.0.0.0/24"))
+}
+
+fn sandbox_started(status: &core::PodStatus, metadata: &ObjectMeta) -> i64 {
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == "PodReadyToStartContainers" && c.status == "True")
+        .and_then(|c| c.last_transition_time.as_ref());
+    let time = ready.or(status.start_time.as_ref()).or(metadata.creation_timestamp.as_ref());
+    time.map_or(0, |Time(time)| time.as_second())
+}
+
+fn named_ports(spec: &core::PodSpec) -> Result<Vec<(String, u8, u16)>, ConvertError> {
+    let mut ports = Vec::new();
+    let containers = spec.containers.iter().map(|c| (c, false));
+    let init = spec.init_containers.iter().flatten().map(|c| (c, true));
+    for (index, (container, is_init)) in containers.enumerate().chain(init.enumerate()) {
+        if is_init && container.restart_policy.as_deref() != Some("Always") {
+            continue;
+        }
+        let list = if is_init { "initContainers" } else { "containers" };
+        for (i, port) in container.ports.iter().flatten().enumerate() {
+            let Some(name) = text(port.name.clone()) else { continue };
+            let field = |field: &str| format!("spec.{list}[{index}].ports[{i}].{field}");
+            let protocol = match port.protocol.as_deref() {
+                None | Some("" | "TCP") => protocol::TCP,
+                Some("UDP") => protocol::UDP,
+                Some("SCTP") => protocol::SCTP,
+                Some(other) => {
+                    return Err(ConvertError::invalid(field("protocol"), &other, "TCP, UDP or SCTP"));
+                }
+            };
+            let number = u16::try_from(port.container_port).ok().filter(|port| *port != 0);
+            let number = number.ok_or_else(|| {
+                ConvertError::invalid(field("containerPort"), &port.container_port, "a port from 1 to 65535")
+            })?;
+            ports.push((name, protocol, number));
+        }
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(value: serde_json::Value) -> Result<Pod, ConvertError> {
+        Pod::try_from(serde_json::from_value::<core::Pod>(value).unwrap())
+    }
+
+    #[test]
+    fn a_pod_keeps_what_decides_about_identity() {
+        let full = pod(json!({
+            "metadata": {"name": "db-0", "namespace": "shop", "uid": "u1", "labels": {"app": "db"},
+                "creationTimestamp": "1970-01-01T00:00:01Z"},
+            "spec": {
+                "serviceAccountName": "db", "nodeName": "n1", "hostNetwork": true,
+                "containers": [
+                    {"name": "c", "ports": [{"name": "sql", "containerPort": 5432}, {"containerPort": 1}]},
+                    {"name": "d", "ports": [{"name": "dns", "containerPort": 53, "protocol": "UDP"}]}],
+                "initContainers": [
+                    {"name": "i", "ports": [{"name": "gone", "containerPort": 9}]},
+                    {"name": "s", "restartPolicy": "Always",
+                        "ports": [{"name": "side", "containerPort": 7, "protocol": "SCTP"}]}],
+            },
+            "status": {"phase": "Failed", "podIP": "10.0.0.9",
+                "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}, {"ip": "::ffff:10.0.0.2"}],
+                "startTime": "1970-01-01T00:00:02Z",
+                "conditions": [{"type": "PodReadyToStartContainers", "status": "True",
+                    "lastTransitionTime": "1970-01-01T00:00:03Z"}]},
+        }));
+        let expected = Pod {
+            namespace: "shop".into(),
+            name: "db-0".into(),
+            uid: "u1".into(),
+            service_account: "db".into(),
+            labels: [("app".into(), "db".into())].into(),
+            node: "n1".into(),
+            host_network: true,
+            finished: true,
+            addresses: vec![
+                "10.0.0.1".parse().unwrap(),
+                "fd00::1".parse().unwrap(),
+                "10.0.0.2".parse().unwrap(),
+            ],
+            sandbox_started: 3,
+            named_ports: vec![("sql".into(), 6, 5432), ("dns".into(), 17, 53), ("side".into(), 132, 7)],
+        };
+        assert_eq!(full, Ok(expected));
+    }
+
+    #[test]
+    fn what_a_pod_does_not_say_has_the_defaults_of_the_api() {
+        let bare =
+            pod(json!({"metadata": {"name": "a"}, "status": {"phase": "Running", "podIP": "10.0.0.9"}}));
+        let expected = Pod {
+            namespace: "default".into(),
+            name: "a".into(),
+            uid: "default/a".into(),
+            service_account: "default".into(),
+            addresses: vec!["10.0.0.9".parse().unwrap()],
+            ..Pod::default()
+        };
+        assert_eq!(bare, Ok(expected));
+        let empty = pod(json!({"metadata": {"name": "a", "namespace": "", "uid": ""},
+            "spec": {"containers": [], "serviceAccountName": ""}, "status": {"podIP": "", "podIPs": []}}));
+        let empty = empty.unwrap();
+        assert_eq!((empty.namespace.as_str(), empty.uid.as_str()), ("default", "default/a"));
+        assert_eq!((empty.service_account.as_str(), empty.addresses.len()), ("default", 0));
+    }
+
+    #[test]
+    fn the_sandbox_started_when_the_best_known_field_says() {
+        let ready = |status: &str| {
+            json!({"type": "PodReadyToStartContainers", "status": status,
+            "lastTransitionTime": "1970-01-01T00:00:03Z"})
+        };
+        let other = json!({"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:09Z"});
+        let start = json!("1970-01-01T00:00:02Z");
+        let created = json!("1970-01-01T00:00:01Z");
+        for (conditions, start, created, expected) in [
+            (json!([other, ready("True")]), &start, &created, 3),
+            (json!([other, ready("False")]), &start, &created, 2),
+            (json!([{"type": "PodReadyToStartContainers", "status": "True"}]), &start, &created, 2),
+            (json!([]), &json!(null), &created, 1),
+            (json!(null), &json!(null), &json!(null), 0),
+        ] {
+            let pod = pod(json!({"metadata": {"name": "a", "creationTimestamp": created},
+                "status": {"startTime": start, "conditions": conditions}}));
+            assert_eq!(pod.unwrap().sandbox_started, expected, "{conditions} {start} {created}");
+        }
+    }
+
+    #[test]
+    fn every_phase_but_the_final_ones_is_unfinished() {
+        for (phase, finished) in [
+            ("Pending", false),
+            ("Running", false),
+            ("Unknown", false),
+            ("Succeeded", true),
+            ("Failed", true),
+        ] {
+            let pod = pod(json!({"metadata": {"name": "a"}, "status": {"phase": phase}})).unwrap();
+            assert_eq!(pod.finished, finished, "{phase}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_is_named() {
+        let port = |port: serde_json::Value| json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c"}, {"name": "d", "ports": [port]}]}});
+        for (object, field, message) in [
+            (json!({"metadata": {}}), "metadata.name", "field `metadata.name` is missing"),
+            (
+                json!({"metadata": {"name": "a"}, "status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "10.0.0"}]}}),
+                "status.podIPs[1].ip",
+                "field `status.podIPs[1].ip`: `10.0.0` is not an IP address",
+            ),
+            (
+                json!({"metadata": {"name": "a"}, "status": {"podIP": "x"}}),
+                "status.podIP",
+                "field `status.podIP`: `x` is not an IP address",
+            ),
+            (
+                port(json!({"name": "p", "containerPort": 65536})),
+                "spec.containers[1].ports[0].containerPort",
+                "field `spec.containers[1].ports[0].containerPort`: `65536` is not a port from 1 to 65535",
+            ),
+            (
+                port(json!({"name": "p", "containerPort": 6, "protocol": "tcp"})),
+                "spec.containers[1].ports[0].protocol",
+                "field `spec.containers[1].ports[0].protocol`: `tcp` is not TCP, UDP or SCTP",
+            ),
+        ] {
+            let error = pod(object).unwrap_err();
+            assert_eq!((error.field(), error.to_string().as_str()), (field, message));
+        }
+    }
+
+    #[test]
+    fn a_namespace_carries_its_own_name_as_a_label_whatever_it_says() {
+        for labels in [json!(null), json!({NAMESPACE_NAME: "kube-system"})] {
+            let object = json!({"metadata": {"name": "shop", "labels": labels}});
+            let object: core::Namespace = serde_json::from_value(object).unwrap();
+            let labels = Namespace::try_from(object).unwrap().labels;
+            assert_eq!(labels, Labels::from([(NAMESPACE_NAME.into(), "shop".into())]));
+        }
+    }
+
+    #[test]
+    fn a_node_has_the_addresses_that_are_addresses_and_its_pod_ranges() {
+        let node = |spec: serde_json::Value| {
+            let object = json!({"metadata": {"name": "n1", "labels": {"zone": "a"}}, "spec": spec, "status": {"addresses": [
+                {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.1"},
+                {"type": "ExternalIP", "address": "lb.example"}, {"type": "ExternalIP", "address": "2001:db8::1"}]}});
+            Node::try_from(serde_json::from_value::<core::Node>(object).unwrap())
+        };
+        let both =
+            node(json!({"podCIDR": "10.9.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"]})).unwrap();
+        assert_eq!(both.addresses, ["192.0.2.1", "2001:db8::1"].map(|a| a.parse::<IpAddr>().unwrap()));
+        assert_eq!(both.pod_cidrs, ["10.1.0.0/24", "fd00:1::/64"].map(|a| a.parse::<IpNet>().unwrap()));
+        assert_eq!(both.labels.get("zone").map(String::as_str), Some("a"));
+        let single = node(json!({"podCIDR": "10.9.0.0/24"})).unwrap();
+        assert_eq!(single.pod_cidrs, ["10.9.0.0/24".parse::<IpNet>().unwrap()]);
+        assert_eq!(node(json!({})).unwrap().pod_cidrs, []);
+        let bad = node(json!({"podCIDRs": ["10.1.0.0/24", "10.1.0.0/33"]})).unwrap_err();
+        assert_eq!(bad.field(), "spec.podCIDRs[1]");
+    }
+
+    #[test]
+    fn policies_keep_their_specification_and_mode() {
+        let object = json!({"metadata": {"name": "p", "annotations": {api::MODE_KEY: "Audit"}},
+            "spec": {"policyTypes": ["Egress"], "egress": [{"ports": [{"port": "80"}, {"port": 80}]}]}});
+        let spec = serde_json::from_value(object["spec"].clone()).unwrap();
+        let policy =
+            NetworkPolicy::try_from(serde_json::from_value::<networking::NetworkPolicy>(object).unwrap());
+        let expected =
+            NetworkPolicy { namespace: "default".into(), name: "p".into(), mode: Some("Audit".into()), spec };
+        assert_eq!(policy, Ok(expected));
+
+        let object = json!({"apiVersion": "portcullis.dev/v1alpha1", "kind": "IdentityPolicy",
+            "metadata": {"name": "p", "namespace": "shop"}, "spec": {"subject": {}}});
+        let policy =
+            IdentityPolicy::try_from(serde_json::from_value::<api::IdentityPolicy>(object).unwrap()).unwrap();
+        assert_eq!((policy.namespace.as_str(), policy.name.as_str()), ("shop", "p"));
+        assert_eq!(Object::from(policy).key().kind, crate::model::ObjectKind::IdentityPolicy);
+    }
+}

@@ -1,0 +1,237 @@
+//! The policies in force, with their selectors and blocks replaced by indexes: equal ones share an index, whichever
+//! policy they stand in, and a class of peers is described by a few sorted lists of them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+
+use portcullis_common::{Direction, Kind};
+
+use super::ir::{Action, Block, NamedPort, Peer, Peers, Policy, PortMatch, Ports, Tier};
+use super::selector::{Namespaces, PodSelector, Selector};
+use crate::model::Labels;
+
+/// Every policy in force and what they name.
+pub struct Linked {
+    /// In the order in which they act.
+    pub policies: Vec<LinkedPolicy>,
+    /// The selectors of peers.
+    pub selectors: Vec<PodSelector>,
+    /// The CIDR blocks.
+    pub blocks: Vec<Block>,
+    /// Names of ports that egress rules use: of the peer's ports only these tell peers apart.
+    pub peer_port_names: BTreeSet<String>,
+    /// What the rules are called, by [`RuleId`].
+    pub rule_names: Vec<String>,
+}
+
+/// Index of a rule, or of an isolation, among all that are in force.
+pub type RuleId = usize;
+
+/// A policy in force.
+pub struct LinkedPolicy {
+    /// As it was translated.
+    pub policy: Policy,
+    ingress: Option<LinkedSection>,
+    egress: Option<LinkedSection>,
+}
+
+impl LinkedPolicy {
+    /// The section of a direction; `None` where the policy does nothing.
+    pub fn section(&self, direction: Direction) -> Option<&LinkedSection> {
+        match direction {
+            Direction::Ingress => self.ingress.as_ref(),
+            Direction::Egress => self.egress.as_ref(),
+        }
+    }
+
+    /// Where the policy is evaluated, and in which order within.
+    pub fn place(&self) -> (Tier, i32) {
+        (self.policy.tier, self.policy.priority)
+    }
+}
+
+/// One direction of a policy.
+pub struct LinkedSection {
+    /// The rule that stands for the isolation.
+    pub isolation: Option<RuleId>,
+    /// The rules.
+    pub rules: Vec<LinkedRule>,
+}
+
+/// A rule.
+pub struct LinkedRule {
+    /// Its index.
+    pub id: RuleId,
+    /// What it does.
+    pub action: Action,
+    /// Whom it matches.
+    pub peers: LinkedPeers,
+    /// Which ports it matches.
+    pub ports: Ports,
+}
+
+/// Whom a rule matches: any of these.
+#[derive(Default)]
+pub struct LinkedPeers {
+    /// Everything of these kinds.
+    pub kinds: BTreeSet<Kind>,
+    /// Indexes of selectors, ascending.
+    pub selectors: Vec<u32>,
+    /// Indexes of blocks, ascending.
+    pub blocks: Vec<u32>,
+}
+
+impl LinkedRule {
+    /// The names of ports that the rule uses.
+    pub fn port_names(&self) -> impl Iterator<Item = &str> {
+        let ports = match &self.ports {
+            Ports::Every => &[],
+            Ports::Any(ports) => ports.as_slice(),
+        };
+        ports.iter().filter_map(|port| match port {
+            PortMatch::Named(name, _) => Some(name.as_str()),
+            PortMatch::Range(..) => None,
+        })
+    }
+}
+
+/// What rules can see of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerView<'a> {
+    /// What it is.
+    pub kind: Kind,
+    /// Indexes of the selectors that match it, ascending.
+    pub selectors: &'a [u32],
+    /// Indexes of the blocks that contain it, ascending.
+    pub blocks: &'a [u32],
+    /// Its named ports, of those that are used.
+    pub ports: &'a [NamedPort],
+}
+
+impl LinkedPeers {
+    /// Whether a peer is one of these.
+    pub fn matches(&self, peer: &PeerView<'_>) -> bool {
+        let common = |ours: &[u32], theirs: &[u32]| ours.iter().any(|id| theirs.binary_search(id).is_ok());
+        self.kinds.contains(&peer.kind)
+            || common(&self.selectors, peer.selectors)
+            || common(&self.blocks, peer.blocks)
+    }
+}
+
+impl Linked {
+    /// Links policies. Those that have no effect at all must have been left out.
+    pub fn new(mut policies: Vec<Policy>) -> Self {
+        policies.sort_by(|a, b| (a.tier, a.priority, &a.name).cmp(&(b.tier, b.priority, &b.name)));
+        let mut linker = Linker::default();
+        let policies = policies
+            .into_iter()
+            .map(|policy| LinkedPolicy {
+                ingress: linker.section(&policy, Direction::Ingress),
+                egress: linker.section(&policy, Direction::Egress),
+                policy,
+            })
+            .collect();
+        let Linker { selectors, blocks, peer_port_names, rule_names } = linker;
+        Self { policies, selectors: selectors.items, blocks: blocks.items, peer_port_names, rule_names }
+    }
+}
+
+/// For each namespace the selectors that look at it, by index, ascending.
+pub fn by_namespace<'a, 'w>(
+    selectors: impl Iterator<Item = &'a PodSelector>,
+    namespaces: impl Iterator<Item = (&'w String, &'w Labels)>,
+) -> HashMap<&'w str, Vec<u32>> {
+    let mut named: HashMap<&str, Vec<u32>> = HashMap::new();
+    let mut labelled: HashMap<&Selector, Vec<u32>> = HashMap::new();
+    for (id, selector) in (0..).zip(selectors) {
+        match &selector.namespaces {
+            Namespaces::Named(name) => named.entry(name).or_default().push(id),
+            Namespaces::Labelled(labels) => labelled.entry(labels).or_default().push(id),
+        }
+    }
+    let of = |(name, labels): (&'w String, _)| {
+        let mut ids = named.get(name.as_str()).cloned().unwrap_or_default();
+        for (_, matching) in labelled.iter().filter(|(selector, _)| selector.matches(labels)) {
+            ids.extend(matching);
+        }
+        ids.sort_unstable();
+        (name.as_str(), ids)
+    };
+    namespaces.map(of).collect()
+}
+
+/// Gives equal items one index.
+struct Interner<T> {
+    items: Vec<T>,
+    index: HashMap<T, u32>,
+}
+
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), index: HashMap::new() }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Interner<T> {
+    fn id(&mut self, item: &T) -> u32 {
+        if let Some(&id) = self.index.get(item) {
+            return id;
+        }
+        let id = u32::try_from(self.items.len()).unwrap_or(u32::MAX);
+        self.items.push(item.clone());
+        self.index.insert(item.clone(), id);
+        id
+    }
+}
+
+#[derive(Default)]
+struct Linker {
+    selectors: Interner<PodSelector>,
+    blocks: Interner<Block>,
+    peer_port_names: BTreeSet<String>,
+    rule_names: Vec<String>,
+}
+
+impl Linker {
+    fn rule_id(&mut self, name: &str) -> RuleId {
+        self.rule_names.push(name.to_owned());
+        self.rule_names.len() - 1
+    }
+
+    fn section(&mut self, policy: &Policy, direction: Direction) -> Option<LinkedSection> {
+        let section = policy.section(direction)?;
+        if section.isolation.is_none() && section.rules.is_empty() {
+            return None;
+        }
+        let mut rules = Vec::with_capacity(section.rules.len());
+        for rule in &section.rules {
+            let mut peers = LinkedPeers::default();
+            match &rule.peers {
+                Peers::Everyone => peers.kinds.extend(Kind::ALL),
+                Peers::Any(any) => {
+                    for peer in any {
+                        match peer {
+                            Peer::Kind(kind) => drop(peers.kinds.insert(*kind)),
+                            Peer::Pods(selector) => peers.selectors.push(self.selectors.id(selector)),
+                            Peer::Block(block) => peers.blocks.push(self.blocks.id(block)),
+                        }
+                    }
+                }
+            }
+            peers.selectors.sort_unstable();
+            peers.blocks.sort_unstable();
+            let rule = LinkedRule {
+                id: self.rule_id(&rule.name),
+                action: rule.action,
+                peers,
+                ports: rule.ports.clone(),
+            };
+            if direction == Direction::Egress {
+                self.peer_port_names.extend(rule.port_names().map(str::to_owned));
+            }
+            rules.push(rule);
+        }
+        let isolation = section.isolation.as_ref().map(|name| self.rule_id(name));
+        Some(LinkedSection { isolation, rules })
+    }
+}

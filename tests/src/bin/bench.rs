@@ -1,0 +1,196 @@
+//! What a packet costs, measured by the kernel (`BPF_PROG_TEST_RUN`) in one run: an empty program, the limit (parse, one
+//! LRU lookup, one per-CPU array update) and ours.
+//!
+//! Every round runs each case once, in turn, so that a change of the machine's speed hits all of them alike; the figure
+//! of a case is the median of its rounds. Net is what is left without the empty program; ratios are of net figures.
+#![allow(clippy::expect_used, reason = "a measuring tool: what fails ends it with a message")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use aya::maps::{HashMap, Map};
+use aya::programs::SchedClassifier;
+use portcullis::datapath::testrun::{ProbeMetadata, run};
+use portcullis::datapath::{BENCH_OBJECT, Sizes};
+use portcullis_common::flow::FlowKey4;
+use portcullis_common::{Direction, Identity, Kind, Verdict};
+use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, always, only, rows};
+use portcullis_tests::packets::{Packet, flags};
+
+/// Rounds that count, and one before them that does not.
+const ROUNDS: usize = 21;
+/// Runs of a known packet in a round.
+const KNOWN: u32 = 100_000;
+/// Peers that new flows are opened to in turn, and runs of each in a round.
+const PEERS: u32 = 128;
+const NEW: u32 = 100;
+/// How many identities the maps hold in the cases of new flows.
+const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
+
+fn main() {
+    let json = std::env::args().any(|argument| argument == "json" || argument == "--output=json" || argument == "-ojson");
+    // The loopback interface of a network namespace of its own is the endpoint.
+    // SAFETY: changes the network namespace of this thread only.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        eprintln!("the benchmark needs root (CAP_SYS_ADMIN and CAP_BPF): {}", std::io::Error::last_os_error());
+        std::process::exit(1);
+    }
+    let figures = measure(json);
+    let empty = figures["empty"];
+    let limit = figures["limit"] - empty;
+    if json {
+        let cases: serde_json::Map<String, serde_json::Value> = figures
+            .iter()
+            .map(|(name, ns)| {
+                let net = ns - empty;
+                (name.clone(), serde_json::json!({"ns": ns, "net_ns": net, "to_limit": round(net / limit)}))
+            })
+            .collect();
+        println!("{}", serde_json::json!({ "cases": cases }));
+        return;
+    }
+    println!("{:<28} {:>8} {:>8} {:>9}", "CASE", "NS", "NET NS", "TO LIMIT");
+    for name in order(&figures) {
+        let net = figures[&name] - empty;
+        println!("{name:<28} {:>8.0} {net:>8.0} {:>9.2}", figures[&name], net / limit);
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// The names in the order of the story.
+fn order(figures: &BTreeMap<String, f64>) -> Vec<String> {
+    let first = ["empty", "limit", "known-flow-ipv4", "known-flow-ipv6"];
+    let mut names: Vec<String> = first.iter().map(|n| (*n).to_owned()).collect();
+    for size in IDENTITIES {
+        names.extend(["new-flow-allowed", "new-flow-denied"].iter().map(|kind| format!("{kind}-{size}")));
+    }
+    names.extend(figures.keys().filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>());
+    names
+}
+
+/// The two programs to compare with, loaded.
+struct Reference {
+    ebpf: aya::Ebpf,
+    packet: Vec<u8>,
+}
+
+impl Reference {
+    fn load() -> Self {
+        let mut ebpf = aya::EbpfLoader::new().load(BENCH_OBJECT).expect("the benchmark's object");
+        for name in ["bench_empty", "bench_limit"] {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
+            program.load().expect("the verifier accepts it");
+        }
+        // The map of the limit program gets the flow of the packet.
+        let Some(Map::LruHashMap(data)) = ebpf.take_map("LIMIT_FLOWS") else { panic!("no LIMIT_FLOWS") };
+        let mut flows: HashMap<_, FlowKey4, u32> = HashMap::try_from(Map::LruHashMap(data)).expect("its layout");
+        let key = FlowKey4 {
+            local_be: u32::from_ne_bytes([10, 0, 0, 2]),
+            remote_be: u32::from_ne_bytes([10, 0, 0, 3]),
+            local_port: 4000,
+            remote_port: 80,
+            protocol: 6,
+            ..FlowKey4::default()
+        };
+        flows.insert(key, 7, 0).expect("an insert");
+        Self { ebpf, packet: Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK).bytes() }
+    }
+
+    fn time(&mut self, name: &str) -> f64 {
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
+        nanoseconds(run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration)
+    }
+}
+
+fn nanoseconds(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e9
+}
+
+/// A fixture whose maps hold `identities` pods, every second of which the endpoint may talk to.
+fn populated(identities: u32) -> Fixture {
+    let mut fixture = Fixture::new(Sizes::default());
+    let web = only(&[(6, 80, 80), (6, 8000, 8010), (17, 80, 80)]);
+    let mut set = (*rows(Verdict::Deny, &web)).clone();
+    for number in 0..identities {
+        let class = 100 + number;
+        let mut identity = Identity::new(class, class, Kind::Pod);
+        identity.subject = 0;
+        fixture.desired.ipcache.insert(IpAddr::V4(peer(number)), identity);
+        if number % 2 == 0 {
+            set.insert((Direction::Egress, class), always(Verdict::Allow));
+        }
+    }
+    set.insert((Direction::Egress, WEB), web);
+    fixture.desired.subjects.insert(SUBJECT, std::sync::Arc::new(set));
+    fixture.apply();
+    fixture
+}
+
+fn peer(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number)
+}
+
+/// Average over the peers of a SYN, which is judged as a new flow every time.
+fn new_flows(fixture: &mut Fixture, identities: u32, allowed: bool) -> f64 {
+    let mut total = 0.0;
+    let peers = PEERS.min(identities / 2);
+    let step = (identities / 2 / peers) * 2;
+    for i in 0..peers {
+        let number = i * step + u32::from(!allowed);
+        let packet = Packet::tcp("10.0.0.2", 4000, &peer(number).to_string(), 80, flags::SYN).bytes();
+        let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), NEW);
+        assert_eq!(result.passed, allowed, "peer {number}");
+        total += nanoseconds(result.duration);
+    }
+    total / f64::from(peers)
+}
+
+fn measure(quiet: bool) -> BTreeMap<String, f64> {
+    let mut reference = Reference::load();
+    let mut fixtures: Vec<(u32, Fixture)> = Vec::new();
+    for &identities in IDENTITIES {
+        if !quiet {
+            eprintln!("filling the maps with {identities} identities");
+        }
+        fixtures.push((identities, populated(identities)));
+    }
+    let known = [
+        ("known-flow-ipv4", ("10.0.0.2", "10.0.0.3")),
+        ("known-flow-ipv6", ("fd00::2", "fd00::3")),
+    ];
+    let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for round in 0..=ROUNDS {
+        let mut sample = |name: String, ns: f64| {
+            if round > 0 {
+                samples.entry(name).or_default().push(ns);
+            }
+        };
+        sample("empty".to_owned(), reference.time("bench_empty"));
+        sample("limit".to_owned(), reference.time("bench_limit"));
+        for (name, (pod, web)) in known {
+            let fixture = &mut fixtures[0].1;
+            assert!(fixture.sends(&Packet::tcp(pod, 4000, web, 80, flags::SYN)));
+            assert!(fixture.receives(&Packet::tcp(web, 80, pod, 4000, flags::SYN | flags::ACK)));
+            let packet = Packet::tcp(pod, 4000, web, 80, flags::ACK).bytes();
+            let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), KNOWN);
+            assert!(result.passed);
+            sample(name.to_owned(), nanoseconds(result.duration));
+        }
+        for (identities, fixture) in &mut fixtures {
+            sample(format!("new-flow-allowed-{identities}"), new_flows(fixture, *identities, true));
+            sample(format!("new-flow-denied-{identities}"), new_flows(fixture, *identities, false));
+        }
+    }
+    samples
+        .into_iter()
+        .map(|(name, mut values)| {
+            values.sort_by(f64::total_cmp);
+            (name, values[values.len() / 2])
+        })
+        .collect()
+}

@@ -1,0 +1,254 @@
+//! The loaded programs with hand-written maps, in a network namespace and a bpffs folder of their own.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
+use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Sizes, cleanup, inspect};
+use portcullis::policy::{Desired, Function, PodIdentity, RowSet};
+use portcullis_common::abi::{Counters, Mode};
+use portcullis_common::policy::{Decision, PortKey, wildcard_of};
+use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
+
+use crate::packets::{POD_MAC, Packet};
+
+/// Principal, and peer class, of the pod behind the endpoint.
+pub const API: u32 = 16;
+/// A peer that the pod may talk with.
+pub const WEB: u32 = 17;
+/// A peer that it may not talk with.
+pub const INTRUDER: u32 = 18;
+/// Subject class of the pod.
+pub const SUBJECT: u32 = 1;
+
+/// Every address of the fixture: the pod, its peers, this node, another node.
+pub const ADDRESSES: &[(&str, u32, Kind)] = &[
+    ("10.0.0.2", API, Kind::Pod),
+    ("fd00::2", API, Kind::Pod),
+    ("10.0.0.3", WEB, Kind::Pod),
+    ("fd00::3", WEB, Kind::Pod),
+    ("10.0.0.4", INTRUDER, Kind::Pod),
+    ("fd00::4", INTRUDER, Kind::Pod),
+    ("10.0.0.1", Kind::Host as u32, Kind::Host),
+    ("fd00::1", Kind::Host as u32, Kind::Host),
+    ("10.0.9.1", Kind::Node as u32, Kind::Node),
+];
+
+/// Loaded programs and their maps.
+pub struct Fixture {
+    /// The datapath.
+    pub datapath: Datapath,
+    /// What was applied last.
+    pub desired: Desired,
+    folder: PathBuf,
+}
+
+/// A constant function.
+pub fn always(verdict: Verdict) -> Arc<Function> {
+    Arc::new(Function::constant(Decision { verdict, reason: Reason::Policy, rule: 1 }))
+}
+
+/// Allows these ports and nothing else.
+pub fn only(ports: &[(u8, u16, u16)]) -> Arc<Function> {
+    let allow = Decision { verdict: Verdict::Allow, reason: Reason::Policy, rule: 2 };
+    let deny = Decision { verdict: Verdict::Deny, reason: Reason::Policy, rule: 3 };
+    let mut steps = BTreeMap::from([(PortKey::FIRST, deny)]);
+    for &(protocol, first, last) in ports {
+        steps.insert(PortKey::new(protocol, first), allow);
+        steps.insert(PortKey(PortKey::new(protocol, last).0 + 1), deny);
+    }
+    Arc::new(Function::new(steps).expect("sorted steps"))
+}
+
+/// Rows: every kind gets `default` in both directions, `WEB` its own function.
+pub fn rows(default: Verdict, web: &Arc<Function>) -> Arc<RowSet> {
+    let mut rows = RowSet::new();
+    for &direction in Direction::ALL {
+        for kind in Kind::ALL {
+            rows.insert((direction, wildcard_of(kind)), always(default));
+        }
+        rows.insert((direction, WEB), Arc::clone(web));
+    }
+    Arc::new(rows)
+}
+
+/// The fixture's desired state: the pod talks with `WEB` on TCP and UDP 80 and 8000 to 8010 only.
+pub fn desired() -> Desired {
+    let web = only(&[(6, 80, 80), (6, 8000, 8010), (17, 80, 80)]);
+    let mut desired = Desired::default();
+    for &(address, number, kind) in ADDRESSES {
+        desired.ipcache.insert(address.parse().expect("address"), Identity::new(number, number, kind));
+    }
+    for net in ["0.0.0.0/0", "::/0"] {
+        desired.cidrs.insert(net.parse().expect("prefix"), Identity::WORLD);
+    }
+    desired.subjects.insert(SUBJECT, rows(Verdict::Deny, &web));
+    desired.pods.insert("api".to_owned(), pod());
+    desired
+}
+
+fn pod() -> PodIdentity {
+    let addresses: Vec<IpAddr> =
+        ["10.0.0.2", "fd00::2"].iter().map(|a| a.parse().expect("address")).collect();
+    PodIdentity { name: "shop/api".to_owned(), principal: API, subject: SUBJECT, addresses }
+}
+
+/// The endpoint of the fixture: the loopback interface of its network namespace.
+pub fn endpoint() -> EndpointSpec {
+    EndpointSpec {
+        ifindex: 1,
+        name: "lo".to_owned(),
+        master: None,
+        mac: Some(POD_MAC),
+        pod: Some("api".to_owned()),
+        addresses: Vec::new(),
+        unknown: Verdict::Deny,
+    }
+}
+
+/// Runs `test` on a thread with a network namespace of its own, with loaded programs; takes everything away after it,
+/// also when it fails.
+///
+/// # Panics
+/// If the test does, or if the machine cannot run it.
+pub fn with_fixture(test: impl FnOnce(&mut Fixture) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        // SAFETY: changes the network namespace of this thread only.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "needs root (CAP_SYS_ADMIN)");
+        let mut fixture = Fixture::new(Sizes::default());
+        fixture.apply();
+        test(&mut fixture);
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Fixture {
+    /// Loads the programs.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn new(sizes: Sizes) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("pctest-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = PathBuf::from("/sys/fs/bpf").join(name);
+        let options =
+            Options { bpffs: folder.clone(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 1000 };
+        let datapath = Datapath::open(options).expect("the datapath");
+        Self { datapath, desired: desired(), folder }
+    }
+
+    /// Folder of the pins.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
+    /// Applies what is desired, with the one endpoint, enforced.
+    ///
+    /// # Panics
+    /// If anything could not be programmed.
+    pub fn apply(&mut self) {
+        self.apply_with(&[endpoint()], Mode::Enforce);
+    }
+
+    /// As [`Fixture::apply`].
+    ///
+    /// # Panics
+    /// If anything could not be programmed.
+    pub fn apply_with(&mut self, endpoints: &[EndpointSpec], mode: Mode) {
+        let applied = self
+            .datapath
+            .apply(&self.desired, endpoints, mode, std::iter::empty())
+            .expect("the state is applied");
+        assert!(applied.errors.is_empty(), "{:?}", applied.errors);
+    }
+
+    /// Runs a packet through the program of a direction, as generated by this node.
+    ///
+    /// # Panics
+    /// If the kernel refuses to.
+    pub fn run(&mut self, direction: Direction, packet: &Packet) -> bool {
+        self.run_with(direction, &packet.bytes(), ProbeMetadata::default())
+    }
+
+    /// As [`Fixture::run`], with bytes and metadata.
+    ///
+    /// # Panics
+    /// If the kernel refuses to.
+    pub fn run_with(&mut self, direction: Direction, packet: &[u8], metadata: ProbeMetadata) -> bool {
+        self.probe(direction, packet, metadata, 1).passed
+    }
+
+    /// As [`Fixture::run_with`], `repeat` times.
+    ///
+    /// # Panics
+    /// If the kernel refuses to.
+    pub fn probe(
+        &mut self,
+        direction: Direction,
+        packet: &[u8],
+        metadata: ProbeMetadata,
+        repeat: u32,
+    ) -> ProbeResult {
+        self.datapath.probe(direction, packet, metadata, repeat).expect("the program runs")
+    }
+
+    /// A packet that the pod sends.
+    pub fn sends(&mut self, packet: &Packet) -> bool {
+        self.run(Direction::Egress, packet)
+    }
+
+    /// A packet that reaches the pod by another pod's interface or an uplink (never from the node itself).
+    pub fn receives(&mut self, packet: &Packet) -> bool {
+        self.run_with(Direction::Ingress, &packet.bytes(), ProbeMetadata { ingress_ifindex: 99, ifindex: 0 })
+    }
+
+    /// Counters of a pair in a direction; zero if it was never seen.
+    ///
+    /// # Panics
+    /// If the maps cannot be read.
+    pub fn counters(&self, source: u32, destination: u32, direction: Direction) -> Counters {
+        let maps = inspect::open(&self.folder).expect("the maps");
+        inspect::pair_counters(&maps)
+            .expect("the counters")
+            .into_iter()
+            .filter_map(|found| found.pair.map(|pair| (pair, found.counters)))
+            .find(|(pair, _)| {
+                (pair.source, pair.destination, pair.direction) == (source, destination, direction as u32)
+            })
+            .map_or_else(Counters::default, |(_, counters)| counters)
+    }
+
+    /// Dropped packets of a reason and a direction.
+    ///
+    /// # Panics
+    /// If the maps cannot be read.
+    pub fn drops(&self, reason: Reason, direction: Direction) -> u64 {
+        let maps = inspect::open(&self.folder).expect("the maps");
+        inspect::drops(&maps)
+            .expect("the drops")
+            .into_iter()
+            .find(|(r, d, _)| (*r, *d) == (reason, direction))
+            .map_or(0, |(_, _, count)| count)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // The lock is held by the datapath; taking the pins away directly is what a cleanup does after it.
+        for _ in 0..2 {
+            if cleanup(&self.folder).is_ok() {
+                return;
+            }
+            if std::fs::remove_dir_all(self.folder.join(format!("v{}", portcullis_common::abi::ABI))).is_err()
+            {
+                break;
+            }
+        }
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}

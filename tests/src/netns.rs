@@ -1,0 +1,105 @@
+//! A named network namespace that exists as long as its [`Namespace`].
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::command::{run, run_with_input};
+use crate::owner;
+
+/// A network namespace of its own, with the loopback interface up. Deleted when dropped.
+#[derive(Debug)]
+pub struct Namespace {
+    /// Name below `/run/netns`.
+    name: String,
+    /// What people call it: `node`, `web`.
+    label: String,
+}
+
+impl Namespace {
+    /// Makes a namespace; `label` is for messages only.
+    pub fn new(label: &str) -> Result<Self> {
+        let name = owner::fresh_name();
+        run(Command::new("ip").args(["netns", "add", &name]))
+            .with_context(|| format!("making the network namespace for {label}"))?;
+        let namespace = Self { name, label: label.to_owned() };
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// The name that `ip -n` takes.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was called in [`Self::new`].
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The file that keeps it alive.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
+    }
+
+    /// Runs a closure on a thread of its own inside the namespace. Sockets that it opens stay in the namespace,
+    /// wherever they are used later; `/proc/sys/net` is that of the namespace too.
+    pub fn run<R: Send>(&self, body: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        let file = File::open(self.path()).with_context(|| format!("opening namespace {}", self.label))?;
+        let entered = || {
+            // SAFETY: a system call on a descriptor that lives until the end of this function; it changes the
+            // namespace of this thread only, which ends with the closure.
+            if unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+                return Err(std::io::Error::last_os_error())
+                    .with_context(|| format!("entering namespace {} (setns)", self.label));
+            }
+            body()
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(entered).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A command that will run inside the namespace. Only the network is another one: unlike with `ip netns exec`,
+    /// bpffs and cgroups stay visible.
+    pub fn command<A: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut net = std::ffi::OsString::from("--net=");
+        net.push(self.path());
+        let mut command = Command::new("nsenter");
+        command.arg(net).arg("--").arg(program).args(args);
+        command
+    }
+
+    /// Configures interfaces, addresses and routes inside the namespace: lines for `ip -batch`.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        run_with_input(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), &format!("{lines}\n"))
+            .with_context(|| format!("configuring namespace {}", self.label))?;
+        Ok(())
+    }
+
+    /// Sets sysctls (`net/ipv4/ip_forward`) inside the namespace.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
+        self.run(|| {
+            settings.iter().try_for_each(|(name, value)| {
+                std::fs::write(format!("/proc/sys/{name}"), value)
+                    .with_context(|| format!("setting {name} to {value} in {}", self.label))
+            })
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name])) {
+            eprintln!("deleting the namespace of {}: {error:#}", self.label);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Waiting for a condition, never for time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How long to wait before a condition is called unmet: generous, because a busy machine is slow, not wrong.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Waits up to [`PATIENCE`] for a condition; the error names `what` was waited for.
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) -> Result<()> {
+    eventually_within(PATIENCE, what, condition)
+}
+
+/// Waits up to `deadline` for a condition; the error names `what` was waited for.
+pub fn eventually_within(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        if condition() {
+            return Ok(());
+        }
+        if start.elapsed() >= deadline {
+            bail!("waited {:.1} s in vain for: {what}", start.elapsed().as_secs_f64());
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_becomes_true_is_enough_and_one_that_does_not_is_named() {
+        let mut looks = 0;
+        eventually("the third look", || {
+            looks += 1;
+            looks == 3
+        })
+        .unwrap();
+        let error = eventually_within(Duration::ZERO, "godot", || false).unwrap_err();
+        assert!(error.to_string().ends_with("in vain for: godot"), "{error}");
+    }
+}

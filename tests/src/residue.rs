@@ -1,0 +1,159 @@
+//! What a test may leave behind in the kernel, and the comparison of before and after.
+//!
+//! A loaded program is not listed: it lives as long as a pin, an interface, a namespace or a process holds it, and
+//! those are. Things whose name tells that another running test owns them are left out ([`owner::is_foreign`]).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use crate::owner;
+
+/// Folders of bpffs that belong to the project begin so.
+const PINS: &str = "/sys/fs/bpf/portcullis";
+
+/// Everything there is of the kinds that a test can leave behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    things: BTreeSet<Thing>,
+}
+
+/// One such thing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Thing {
+    /// `pin`, `namespace`, `interface`, ..
+    pub kind: &'static str,
+    /// Its name or path.
+    pub name: String,
+}
+
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+impl Snapshot {
+    /// Looks around.
+    pub fn take() -> Self {
+        let mut snapshot = Self::default();
+        let pins = Path::new(PINS);
+        if let (Some(root), Some(prefix)) = (pins.parent(), pins.file_name().and_then(|name| name.to_str())) {
+            for name in names(root).filter(|name| name.starts_with(prefix)) {
+                snapshot.add_tree("pin", &root.join(name), usize::MAX);
+            }
+        }
+        snapshot.add_all("namespace", names(Path::new("/run/netns")));
+        snapshot.add_all("interface", names(Path::new("/sys/class/net")));
+        snapshot.add_all("process", processes());
+        snapshot.add_all("mount", mounts());
+        let cgroups = names(Path::new("/sys/fs/cgroup")).filter(|name| is_ours(name));
+        snapshot.add_all("cgroup", cgroups.collect::<Vec<_>>());
+        let folders = names(&std::env::temp_dir()).filter(|name| owner::owner(name).is_some());
+        snapshot.add_all("folder", folders.collect::<Vec<_>>());
+        snapshot
+    }
+
+    /// What is there now and was not before.
+    pub fn since(&self, before: &Self) -> Vec<Thing> {
+        self.things.difference(&before.things).cloned().collect()
+    }
+
+    /// What ended test runs have left behind.
+    pub fn orphans(&self) -> Vec<Thing> {
+        self.things.iter().filter(|thing| owner::is_orphaned(&thing.name)).cloned().collect()
+    }
+
+    fn add(&mut self, kind: &'static str, name: String) {
+        if !owner::is_foreign(&name) {
+            self.things.insert(Thing { kind, name });
+        }
+    }
+
+    fn add_all(&mut self, kind: &'static str, names: impl IntoIterator<Item = String>) {
+        for name in names {
+            self.add(kind, name);
+        }
+    }
+
+    fn add_tree(&mut self, kind: &'static str, path: &Path, depth: usize) {
+        self.add(kind, path.display().to_string());
+        if depth > 0 && path.is_dir() {
+            for name in names(path) {
+                self.add_tree(kind, &path.join(name), depth - 1);
+            }
+        }
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.contains("portcullis") || owner::owner(name).is_some()
+}
+
+/// The names in a folder; none if there is no such folder.
+fn names(folder: &Path) -> impl Iterator<Item = String> + use<> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+/// Processes of the agent's binary, with the mark of their owner.
+fn processes() -> Vec<String> {
+    let numbers = names(Path::new("/proc")).filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    numbers
+        .filter_map(|number| {
+            let folder = Path::new("/proc").join(&number);
+            let name = fs::read_to_string(folder.join("comm")).ok()?;
+            if name.trim_end() != "portcullis" {
+                return None;
+            }
+            let environment = fs::read(folder.join("environ")).unwrap_or_default();
+            let prefix = format!("{}=", owner::MARK);
+            let mark = environment
+                .split(|byte| *byte == 0)
+                .find_map(|entry| std::str::from_utf8(entry).ok()?.strip_prefix(&prefix))
+                .unwrap_or("not of a test");
+            Some(format!("portcullis[{number}] ({mark})"))
+        })
+        .collect()
+}
+
+/// Mount points of this process's mount namespace.
+fn mounts() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // The namespaces' own mounts are reported as namespaces.
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| !point.contains("/run/netns/")).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_new_is_named_and_what_was_there_is_not() {
+        let before = Snapshot::take();
+        let folder = std::env::temp_dir().join(owner::fresh_name());
+        fs::create_dir(&folder).unwrap();
+        let after = Snapshot::take();
+        fs::remove_dir(&folder).unwrap();
+        let new = after.since(&before);
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        assert!(new.iter().any(|thing| thing.kind == "folder" && thing.name == name), "{new:?}");
+        assert!(before.things.iter().any(|thing| thing.to_string() == "interface lo"), "{before:?}");
+    }
+
+    #[test]
+    fn orphans_are_what_ended_tests_own() {
+        let mut snapshot = Snapshot::default();
+        snapshot.add("namespace", "pct-4194305-0".to_owned());
+        snapshot.add("namespace", "cni-1".to_owned());
+        snapshot.add("namespace", "pct-1-0".to_owned());
+        let orphans = snapshot.orphans();
+        assert_eq!(orphans.iter().map(Thing::to_string).collect::<Vec<_>>(), ["namespace pct-4194305-0"]);
+        assert_eq!(snapshot.things.len(), 2, "what a running test owns is left out");
+    }
+}

@@ -1,0 +1,128 @@
+//! Servers on threads of their own that end when they are dropped.
+
+use std::io::{ErrorKind, Read, Result, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// How often a waiting thread looks whether it shall end.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A server that returns what it gets, and counts it: a test can tell "nothing arrived" from "no answer came".
+#[derive(Debug)]
+pub struct Echo {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    end: AtomicBool,
+    connections: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Echo {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections accepted so far (TCP).
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Bytes received so far.
+    pub fn received(&self) -> u64 {
+        self.shared.received.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.shared.end.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            // A server thread that panicked has closed its socket, which is all that matters here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts a TCP echo server in the current namespace.
+pub fn tcp_echo(at: SocketAddr) -> Result<Echo> {
+    let listener = TcpListener::bind(at)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let shared = Arc::new(Shared::default());
+    let thread = thread::spawn({
+        let shared = Arc::clone(&shared);
+        move || {
+            let mut connections = Vec::new();
+            while !shared.end.load(Ordering::SeqCst) {
+                if let Ok((stream, _)) = listener.accept() {
+                    shared.connections.fetch_add(1, Ordering::SeqCst);
+                    let shared = Arc::clone(&shared);
+                    connections.push(thread::spawn(move || serve(stream, &shared)));
+                } else {
+                    thread::sleep(LOOK / 10);
+                }
+            }
+            for connection in connections {
+                let _ = connection.join();
+            }
+        }
+    });
+    Ok(Echo { address, shared, thread: Some(thread) })
+}
+
+/// Echoes one connection until it ends, fails, or the server does.
+fn serve(mut stream: TcpStream, shared: &Shared) {
+    let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(LOOK)));
+    if ready.is_err() {
+        return;
+    }
+    let mut buffer = [0; 4096];
+    while !shared.end.load(Ordering::SeqCst) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(length) => {
+                shared.received.fetch_add(length as u64, Ordering::SeqCst);
+                if stream.write_all(&buffer[..length]).is_err() {
+                    return;
+                }
+            }
+            Err(error) if is_pause(error.kind()) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Starts a UDP echo server in the current namespace.
+pub fn udp_echo(at: SocketAddr) -> Result<Echo> {
+    let socket = UdpSocket::bind(at)?;
+    socket.set_read_timeout(Some(LOOK))?;
+    let address = socket.local_addr()?;
+    let shared = Arc::new(Shared::default());
+    let thread = thread::spawn({
+        let shared = Arc::clone(&shared);
+        move || {
+            let mut buffer = vec![0; 65_535];
+            while !shared.end.load(Ordering::SeqCst) {
+                // Errors here are ICMP answers to an echo whose client has gone, or a pause.
+                if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    shared.received.fetch_add(length as u64, Ordering::SeqCst);
+                    let _ = socket.send_to(&buffer[..length], from);
+                }
+            }
+        }
+    });
+    Ok(Echo { address, shared, thread: Some(thread) })
+}
+
+fn is_pause(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
