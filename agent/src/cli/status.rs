@@ -210,7 +210,7 @@ fn kernel(
                 "unknown" => findings.push(Finding::warn(
                     "hooks",
                     format!("whether our program is attached is not known on {}", hook()),
-                    "clsact filters are seen by the agent only, which writes them into the names file",
+                    "start the agent: it says how programs are attached",
                 )),
                 other => findings.push(Finding::fail(
                     "hooks",
@@ -280,7 +280,8 @@ fn written(report: &Report, findings: &mut Vec<Finding>) {
         ));
     }
     for ProblemState { object, field, message } in problems {
-        findings.push(Finding::warn("policy", format!("{object}: {field}: {message}"), ""));
+        let place = if field.is_empty() { object.clone() } else { format!("{object}: {field}") };
+        findings.push(Finding::warn("problem", format!("{place}: {message}"), ""));
     }
 }
 

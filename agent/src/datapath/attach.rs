@@ -124,6 +124,8 @@ pub fn attach(
     }
     match tc::qdisc_add_clsact(name) {
         Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+        // aya 0.14 hands the kernel's answer on as it is; the other direction has just added it.
+        Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(error) => return Err(failed(describe(&error))),
     }
     let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
@@ -169,6 +171,11 @@ pub fn detach(pins: &Pins, ifindex: u32, direction: Direction, tcx: bool) -> Res
         }
     }
     Ok(())
+}
+
+/// Whether a filter of ours is on the hook, whatever program it runs; `false` also where it cannot be asked.
+pub fn has_filter(ifindex: u32, direction: Direction) -> bool {
+    matches!(clsact::program(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()), Ok(Some(_)))
 }
 
 /// What is on the hook, by the ids of the programs there. Of clsact filters ours has the first priority there is.

@@ -41,6 +41,11 @@ fn run(program: &str, args: &[&str]) {
 impl Node {
     /// A node in a new network namespace, which this thread enters.
     pub fn new() -> Self {
+        Self::attached_by(AttachMode::Auto)
+    }
+
+    /// As [`Node::new`], with the programs attached in this way.
+    pub fn attached_by(attach: AttachMode) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("pccli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // SAFETY: no memory is involved; only this thread changes its network namespace.
@@ -63,12 +68,12 @@ impl Node {
         let index = Command::new("ip").args(["-o", "link", "show", "pod0"]).output().unwrap();
         let index = String::from_utf8(index.stdout).unwrap();
         node.ifindex = index.split(':').next().unwrap().parse().unwrap();
-        node.start();
+        node.start(attach);
         node.state().write(&node.run_dir).unwrap();
         node
     }
 
-    fn start(&mut self) {
+    fn start(&mut self, attach: AttachMode) {
         let sizes = Sizes {
             ipcache_size: 16,
             cidrs_size: 16,
@@ -79,8 +84,7 @@ impl Node {
             flows_size: 64,
             fragments_size: 16,
         };
-        let options =
-            Options { bpffs: self.bpffs.clone(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 10 };
+        let options = Options { bpffs: self.bpffs.clone(), attach, sizes, sample: 0, event_rate: 10 };
         let mut datapath = Datapath::open(options).unwrap();
         let endpoint = EndpointSpec {
             ifindex: self.ifindex,
@@ -142,6 +146,12 @@ impl Node {
             }],
             ..State::default()
         }
+    }
+
+    /// Takes every filter off the pod's interface.
+    pub fn delete_filters(&self) {
+        run("tc", &["qdisc", "del", "dev", "pod0", "clsact"]);
+        assert!(self.datapath.is_none(), "a running agent would put them back");
     }
 
     /// The node sends a packet to the pod.

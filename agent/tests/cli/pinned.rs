@@ -108,6 +108,17 @@ fn dump_shows_what_real_packets_left_with_the_agent_alive_or_dead() {
 }
 
 #[test]
+fn clsact_filters_are_seen_without_the_agent() {
+    let mut node = Node::attached_by(AttachMode::Clsact);
+    node.kill();
+    std::fs::remove_file(node.run_dir.join("state.json")).unwrap();
+    let hooks = |node: &Node| json(node, &["dump", "endpoints"])[0]["hooks"].clone();
+    assert_eq!(hooks(&node), serde_json::json!({"from-pod": "attached", "to-pod": "attached"}));
+    node.delete_filters();
+    assert_eq!(hooks(&node), serde_json::json!({"from-pod": "unknown", "to-pod": "unknown"}));
+}
+
+#[test]
 fn the_mode_is_switched_with_the_agent_dead_and_status_is_loud_about_it() {
     let mut node = Node::new();
     let word = |node: &Node| Reader::open(&node.bpffs).unwrap().modes().unwrap();
@@ -116,7 +127,7 @@ fn the_mode_is_switched_with_the_agent_dead_and_status_is_loud_about_it() {
     assert_eq!(run.code, 0, "{}{}", run.out, run.err);
     assert!(run.out.contains("hooks:         2 expected, 2 attached, 2 first (tcx)"), "{}", run.out);
     assert!(
-        run.out.contains("warn  policy  IdentityPolicy shop/db: spec.egress: not understood"),
+        run.out.contains("warn  problem  IdentityPolicy shop/db: spec.egress: not understood"),
         "{}",
         run.out
     );
