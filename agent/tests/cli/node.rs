@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use portcullis::datapath::{self, AttachMode, Datapath, EndpointSpec, Options, Sizes};
 use portcullis::policy::{Desired, Function, Names, PodIdentity, RowSet};
@@ -32,8 +31,28 @@ pub struct Node {
     namespace: String,
 }
 
+/// A process that has just been forked holds a copy of every descriptor, and so of an agent's lock, until it runs its
+/// own program. Whoever starts a process or ends an agent holds this, so that an agent's end frees its lock.
+static FORKS: Mutex<()> = Mutex::new(());
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = {
+        let _alone = FORKS.lock().unwrap_or_else(PoisonError::into_inner);
+        command.spawn()
+    };
+    started.unwrap().wait_with_output().unwrap()
+}
+
+/// Ends an agent; what it wrote stays.
+pub fn end(datapath: Option<Datapath>) {
+    let _alone = FORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(datapath);
+}
+
 fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap();
+    let output = finish(Command::new(program).args(args));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {}: {error}", args.join(" "));
 }
@@ -65,7 +84,7 @@ impl Node {
         run("ip", &["link", "set", "pod0", "up"]);
         run("ip", &["-n", &name, "addr", "add", &format!("{POD}/24"), "dev", "eth0"]);
         run("ip", &["-n", &name, "link", "set", "eth0", "up"]);
-        let index = Command::new("ip").args(["-o", "link", "show", "pod0"]).output().unwrap();
+        let index = finish(Command::new("ip").args(["-o", "link", "show", "pod0"]));
         let index = String::from_utf8(index.stdout).unwrap();
         node.ifindex = index.split(':').next().unwrap().parse().unwrap();
         node.start(attach);
@@ -73,7 +92,8 @@ impl Node {
         node
     }
 
-    fn start(&mut self, attach: AttachMode) {
+    /// Starts the agent, also after another one on the same maps.
+    pub fn start(&mut self, attach: AttachMode) {
         let sizes = Sizes {
             ipcache_size: 16,
             cidrs_size: 16,
@@ -102,8 +122,7 @@ impl Node {
 
     /// Ends the agent; what it wrote stays.
     pub fn kill(&mut self) {
-        drop(self.datapath.take());
-        wait_for_lock(&self.bpffs);
+        end(self.datapath.take());
     }
 
     /// What the agent would have written.
@@ -172,21 +191,12 @@ impl Drop for Node {
         self.kill();
         let cleaned = datapath::cleanup(&self.bpffs);
         let _ = std::fs::remove_dir_all(&self.run_dir);
-        let deleted = Command::new("ip").args(["netns", "del", &self.namespace]).status();
+        let deleted = finish(Command::new("ip").args(["netns", "del", &self.namespace]));
         if !std::thread::panicking() {
             cleaned.unwrap();
-            assert!(deleted.unwrap().success());
+            assert!(deleted.status.success());
             assert!(!self.bpffs.exists());
         }
-    }
-}
-
-/// Waits until nobody holds the lock of a folder: a process that another test just started holds a copy of every
-/// descriptor until it runs its own program.
-pub fn wait_for_lock(bpffs: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while bpffs.exists() && !matches!(datapath::sys::lock(bpffs), Ok(Some(_))) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use portcullis::datapath::{AttachMode, Datapath, Options, Reader, Sizes};
+use portcullis::datapath::{AttachMode, Datapath, HookState, Options, Reader, Sizes};
 use portcullis::metrics::AgentMetrics;
 use portcullis::policy::Desired;
 use portcullis_common::abi::Mode;
-use portcullis_common::{Identity, Kind};
+use portcullis_common::{Direction, Identity, Kind};
 use serde_json::Value;
 
-use crate::node::{HOST, Node, POD, wait_for_lock};
+use crate::node::{HOST, Node, POD, end};
 use crate::{Run, portcullis};
 
 fn on(node: &Node, args: &[&str]) -> Run {
@@ -114,6 +114,16 @@ fn clsact_filters_are_seen_without_the_agent() {
     std::fs::remove_file(node.run_dir.join("state.json")).unwrap();
     let hooks = |node: &Node| json(node, &["dump", "endpoints"])[0]["hooks"].clone();
     assert_eq!(hooks(&node), serde_json::json!({"from-pod": "attached", "to-pod": "attached"}));
+    node.start(AttachMode::Clsact);
+    let state = |node: &Node, direction| node.datapath.as_ref().unwrap().hook_state(node.ifindex, direction);
+    for &direction in Direction::ALL {
+        assert_eq!(
+            state(&node, direction),
+            HookState::Attached,
+            "a new agent replaces the program of the {direction}"
+        );
+    }
+    node.kill();
     node.delete_filters();
     assert_eq!(hooks(&node), serde_json::json!({"from-pod": "unknown", "to-pod": "unknown"}));
 }
@@ -223,7 +233,7 @@ fn maps_of_many_batches_are_read_whole() {
     let (exact, prefixes): (Vec<_>, Vec<_>) = found.into_iter().partition(|entry| entry.exact);
     assert!(exact.iter().map(|entry| (entry.net.addr(), entry.identity)).eq(desired.ipcache));
     assert!(prefixes.iter().map(|entry| (entry.net, entry.identity)).eq(desired.cidrs));
-    drop(datapath);
+    end(Some(datapath));
     drop(guard);
     assert!(!bpffs.exists());
 }
@@ -233,7 +243,6 @@ struct Folder(std::path::PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        wait_for_lock(&self.0);
         let cleaned = portcullis::datapath::cleanup(&self.0);
         assert!(cleaned.is_ok() || std::thread::panicking(), "{cleaned:?}");
     }
