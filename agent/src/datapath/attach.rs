@@ -123,8 +123,8 @@ pub fn attach(
         return Ok(());
     }
     match tc::qdisc_add_clsact(name) {
-        Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
-        // aya 0.14 hands the kernel's answer on as it is; the other direction has just added it.
+        Ok(()) => {}
+        // It is there, ours or another's.
         Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(error) => return Err(failed(describe(&error))),
     }
