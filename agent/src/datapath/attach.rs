@@ -170,6 +170,11 @@ pub fn detach(pins: &Pins, ifindex: u32, direction: Direction, tcx: bool) -> Res
     Ok(())
 }
 
+/// Whether a filter of ours is on the hook, whatever program it runs; `false` also where it cannot be asked.
+pub fn has_filter(ifindex: u32, direction: Direction) -> bool {
+    matches!(clsact::program(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()), Ok(Some(_)))
+}
+
 /// What is on the hook, by the ids of the programs there. Of clsact filters ours has the first priority there is.
 pub fn state(ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
     if !tcx {
