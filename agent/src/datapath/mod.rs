@@ -123,7 +123,7 @@ impl Datapath {
     pub fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = Pins::new(&options.bpffs);
         pins.create()?;
-        let lock = match sys::lock(pins.root()) {
+        let lock = match sys::lock_patiently(pins.root()) {
             Ok(Some(file)) => file,
             Ok(None) => return Err(DatapathError::Locked(pins.root().to_owned())),
             Err(error) => {

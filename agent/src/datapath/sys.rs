@@ -68,6 +68,20 @@ pub fn lock(folder: &Path) -> io::Result<Option<File>> {
     if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) }
 }
 
+/// As [`lock`], but tries again for a moment: a `status` that looks whether an agent runs holds it for microseconds.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_patiently(folder: &Path) -> io::Result<Option<File>> {
+    for _ in 0..20 {
+        if let Some(file) = lock(folder)? {
+            return Ok(Some(file));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(None)
+}
+
 /// Ids of the TCX programs on a hook of an interface, in the order in which they run.
 ///
 /// `BPF_PROG_QUERY`; needs `CAP_NET_ADMIN`. (aya's query also opens each program, which needs `CAP_SYS_ADMIN`.)
