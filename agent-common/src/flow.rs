@@ -169,12 +169,12 @@ pub const fn expired(flow: &Flow, now: u64) -> bool {
     now.wrapping_sub(flow.last_seen) as i64 > flow.timeout as i64
 }
 
-/// A tag of four words.
+/// A tag of a key: cheap, because every packet of a known flow computes it. It only has to tell the key that was looked
+/// up from the one that took over its entry in the same moment.
 #[inline(always)]
-const fn mix(words: [u32; 4]) -> u32 {
-    let high = (words[0] as u64) << 32 | words[1] as u64;
-    let low = (words[2] as u64) << 32 | words[3] as u64;
-    let mixed = high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+const fn mix(addresses: u64, ports: u32, rest: u32) -> u32 {
+    let words = addresses ^ ((ports as u64) << 16 | rest as u64);
+    let mixed = words.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 32) as u32 ^ mixed as u32
 }
 
@@ -211,7 +211,11 @@ impl FlowKey for FlowKey4 {
     #[inline(always)]
     fn tag(&self) -> u32 {
         let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
-        mix([self.local_be, self.remote_be, ports, (self.protocol as u32) << 8 | self.echo_opener as u32])
+        mix(
+            (self.local_be as u64) << 32 | self.remote_be as u64,
+            ports,
+            (self.protocol as u32) << 8 | self.echo_opener as u32,
+        )
     }
 }
 
@@ -234,7 +238,9 @@ impl FlowKey for FlowKey6 {
         let (l, r) = (self.local.words_be, self.remote.words_be);
         let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
         let rest = (self.protocol as u32) << 8 | self.echo_opener as u32;
-        mix([l[0] ^ r[1], l[1] ^ r[0], l[2], r[2]]) ^ mix([l[3], r[3], ports, rest])
+        let high = (l[0] ^ l[2].rotate_left(7) ^ r[1]) as u64;
+        let low = l[1] ^ l[3].rotate_left(11) ^ r[0].rotate_left(19) ^ r[2].rotate_left(3) ^ r[3];
+        mix((high ^ (r[3].rotate_left(13) as u64)) << 32 | low as u64, ports, rest)
     }
 }
 

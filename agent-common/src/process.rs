@@ -18,6 +18,8 @@ use crate::reason::{Direction, Reason, Verdict};
 pub trait FlowRef {
     /// The value, its tag read last.
     fn load(&self) -> Flow;
+    /// As [`FlowRef::load`], without the origin: what a packet of a known flow needs.
+    fn glance(&self) -> Flow;
     /// Writes `last_seen`.
     fn touch(&self, now: u64);
     /// Writes `timeout` and `state`.
@@ -78,6 +80,9 @@ pub struct Transit<F: Family> {
 
 /// Passes a packet of a known flow, if it is one: the flow's revision is in force, it is not idle for too long, and the
 /// packet does not try to open it again.
+///
+/// The pod's address need not be compared with the endpoint's before: a flow is only stored after [`admit`], under the
+/// address that was admitted, and a change of the endpoint's addresses raises the revision.
 #[inline(always)]
 pub fn known_flow<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key: &F::Key) -> bool {
     let packet = &transit.packet;
@@ -86,7 +91,7 @@ pub fn known_flow<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key
         return false;
     }
     let Some(entry) = path.flow(transit.slot, key) else { return false };
-    let flow = entry.load();
+    let flow = entry.glance();
     let now = path.now();
     if flow.revision != path.config(config::REVISION) || flow.tag != key.tag() || expired(&flow, now) {
         return false;

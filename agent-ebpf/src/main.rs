@@ -78,11 +78,11 @@ fn run(raw: *mut __sk_buff, hook: Direction) -> i32 {
     }
     match skb.ethertype() {
         ethertype::IPV4 => match parse_ipv4_direct(&skb) {
-            Some(packet) => direct::<V4>(raw, &path, &skb, hook, slot, endpoint, packet),
+            Some(packet) => direct::<V4>(raw, &path, &skb, hook, slot, packet),
             None => indirect_v4(raw, hook as u32, slot),
         },
         ethertype::IPV6 => match parse_ipv6_direct(&skb) {
-            Some(packet) => direct::<V6>(raw, &path, &skb, hook, slot, endpoint, packet),
+            Some(packet) => direct::<V6>(raw, &path, &skb, hook, slot, packet),
             None => indirect_v6(raw, hook as u32, slot),
         },
         ethertype::ARP => PASS,
@@ -99,18 +99,15 @@ fn direct<F: Slow>(
     skb: &Skb,
     hook: Direction,
     slot: u32,
-    endpoint: &Endpoint,
     packet: Parsed<F::Address>,
 ) -> i32
 where
     Path: Datapath<F>,
 {
     let transit = Transit::<F> { packet, hook, slot, length: skb.length(), metadata: Default::default() };
-    if matches!(admit(endpoint, &transit), Ok(false)) {
-        let key: F::Key = key_of(&transit.packet, hook);
-        if known_flow(path, &transit, &key) {
-            return PASS;
-        }
+    let key: F::Key = key_of(&transit.packet, hook);
+    if known_flow(path, &transit, &key) {
+        return PASS;
     }
     F::indirect(raw, hook as u32, slot)
 }

@@ -30,24 +30,32 @@ pub struct Entry(*mut Flow);
 impl FlowRef for Entry {
     #[inline(always)]
     fn load(&self) -> Flow {
+        // SAFETY: the pointer is to a map value, checked by the verifier. Volatile, because other CPUs write.
+        let origin = unsafe { read_volatile(addr_of_mut!((*self.0).origin)) };
+        Flow { origin, ..self.glance() }
+    }
+
+    #[inline(always)]
+    fn glance(&self) -> Flow {
         let p = self.0;
-        // SAFETY: the pointer is to a map value, checked by the verifier. Volatile, because other CPUs write; the tag
-        // comes last, because an entry that is reused is written tag first.
+        // SAFETY: as in `load`. The tag comes last, because an entry that is reused is written tag first.
         unsafe {
-            let mut flow = Flow {
+            // Verdict, opener, state and padding in one word.
+            let [verdict, opener, state, pad] =
+                read_volatile(addr_of_mut!((*p).verdict).cast::<u32>()).to_ne_bytes();
+            let flow = Flow {
                 tag: 0,
                 revision: read_volatile(addr_of_mut!((*p).revision)),
                 last_seen: read_volatile(addr_of_mut!((*p).last_seen)),
                 timeout: read_volatile(addr_of_mut!((*p).timeout)),
                 slot: read_volatile(addr_of_mut!((*p).slot)),
-                origin: read_volatile(addr_of_mut!((*p).origin)),
-                verdict: read_volatile(addr_of_mut!((*p).verdict)),
-                opener: read_volatile(addr_of_mut!((*p).opener)),
-                state: read_volatile(addr_of_mut!((*p).state)),
-                pad: 0,
+                origin: 0,
+                verdict,
+                opener,
+                state,
+                pad,
             };
-            flow.tag = read_volatile(addr_of_mut!((*p).tag));
-            flow
+            Flow { tag: read_volatile(addr_of_mut!((*p).tag)), ..flow }
         }
     }
 
