@@ -1,5 +1,7 @@
 //! The parser on the host: what it reads, what it refuses, and that both of its ways read the same.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a failure is a panic")]
+
 use portcullis_common::abi::Addr6;
 use portcullis_common::packet::{
     FragmentPart, Head, IcmpRole, Packet, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6,
