@@ -1,5 +1,5 @@
 //! The `portcullis` binary; everything is in the library.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    portcullis::cli::main()
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use portcullis::datapath::probe::{ProbeMetadata, ProbeResult};
+use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Sizes, cleanup, inspect};
 use portcullis::policy::{Desired, Function, PodIdentity, RowSet};
 use portcullis_common::abi::{Counters, Mode};

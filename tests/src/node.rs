@@ -5,6 +5,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
@@ -48,8 +49,8 @@ pub struct Node {
     pub pods: Vec<Pod>,
     /// A host behind the node's uplink.
     pub outside: Option<Namespace>,
-    /// The node's network namespace, where the agent runs.
-    pub ns: Namespace,
+    /// The node's network namespace, where the agent runs; shared, so that pods may come and go while an agent has it.
+    pub ns: Arc<Namespace>,
     network: Network,
     /// How many veths were made: a name is not used twice.
     veths: usize,
@@ -93,7 +94,7 @@ impl NodeBuilder {
             ns.ip("link add cni0 type bridge mcast_snooping 0\nlink set cni0 up\n\
                    addr add 10.77.0.1/24 dev cni0\naddr add fd77::1/64 dev cni0 nodad")?;
         }
-        let mut node = Node { pods: Vec::new(), outside, ns, network: self.network, veths: 0 };
+        let mut node = Node { pods: Vec::new(), outside, ns: Arc::new(ns), network: self.network, veths: 0 };
         for _ in 0..self.pods {
             node.add_pod()?;
         }

@@ -2,6 +2,7 @@
 //! does not.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -247,7 +248,6 @@ fn an_address_belongs_to_the_pod_whose_sandbox_is_newer_whatever_the_order_of_ev
             let claim = |name, started| PodObject { namespace: "shop", name, account: name, addresses: (v4, v6), started };
             manifests.pods("db.pod.yaml", &[object("shop", "db", &node.pods[1])])?;
             manifests.write("db.yaml", DB_POLICY)?;
-            manifests.write("shop.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")?;
             let accounts = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: api, namespace: shop}\n---\n\
                             apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: old, namespace: shop}\n";
             manifests.write("accounts.yaml", accounts)?;
@@ -259,8 +259,8 @@ fn an_address_belongs_to_the_pod_whose_sandbox_is_newer_whatever_the_order_of_ev
                 let pod = text.split("---\n").find(|d| d.contains("kind: Pod")).context("the pod")?;
                 manifests.write(file, pod)
             };
-            std::fs::remove_file(manifests.path().join("shop.yaml"))?;
-            let agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
+            let ns = Arc::clone(&node.ns);
+            let agent = Agent::on(&ns).manifests(manifests.path()).start()?;
             let at = SocketAddr::new(node.pods[1].v4.into(), 5432);
             let _server = node.pods[1].ns.tcp_echo(at)?;
 
@@ -340,7 +340,8 @@ fn the_emergency_switch_works_with_the_agent_dead_and_survives_its_restart() -> 
 fn an_interface_whose_pod_is_unknown_is_closed_until_the_pod_is_known() -> Result<()> {
     privileged_test(|| {
         let (mut node, manifests) = shop(Network::Routed)?;
-        let agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
+        let ns = Arc::clone(&node.ns);
+        let agent = Agent::on(&ns).manifests(manifests.path()).start()?;
         let at = SocketAddr::new(node.pods[1].v4.into(), 5432);
         let db = node.pods[1].ns.tcp_echo(at)?;
         node.add_pod()?;

@@ -1,6 +1,6 @@
 //! Packets through the loaded programs: verdict, reason and counters.
 
-use portcullis::datapath::probe::ProbeMetadata;
+use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis_common::abi::Mode;
 use portcullis_common::{Direction, Kind, Reason, Verdict};
 use portcullis_tests::fixture::{API, INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture};

@@ -43,9 +43,9 @@ const ATTACHED: &str = "attached";
 ///
 /// # Errors
 /// What keeps it from working: a foreign map, a missing right, another agent.
-pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
+pub fn run(args: AgentArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(work(args))
+    runtime.block_on(work(&args))
 }
 
 async fn work(args: &AgentArgs) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@
 //! denied and reported, never passed.
 
 mod attach;
+mod batch;
 mod clsact;
 mod endpoints;
 mod error;
@@ -15,8 +16,10 @@ mod kernel;
 mod pins;
 mod ports;
 pub mod probe;
+mod reader;
 mod rows;
 mod sizes;
+pub mod testrun;
 pub mod sys;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +40,7 @@ pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
 pub use events::{Events, decode_event};
 pub use pins::Pins;
+pub use reader::{AddressEntry, Census, KeyRange, PolicyRow, Reader};
 pub use sizes::{EVENT_BYTES, Shape, Sizes};
 
 use crate::policy::{Desired, Function};

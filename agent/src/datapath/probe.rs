@@ -1,69 +1,129 @@
-//! Running the loaded programs on a packet without sending it (`BPF_PROG_TEST_RUN`), for tests and benchmarks.
+//! Trying out what the kernel lets this process do: cheap real operations that leave nothing behind.
 
-use std::time::Duration;
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd as _, FromRawFd as _};
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::EbpfLoader;
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_type};
 use portcullis_common::Direction;
+use portcullis_common::abi::names;
 
-use super::{Datapath, DatapathError, attach};
+use super::error::DatapathError;
+use super::sizes::{Shape, Sizes};
+use super::{OBJECT, attach};
 
-/// Metadata that a packet is run with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProbeMetadata {
-    /// Interface that it is taken to come in by; `0`: generated here.
-    pub ingress_ifindex: u32,
-    /// Interface that the program is taken to run on; `0`: the loopback interface of this network namespace.
-    pub ifindex: u32,
+/// `BPF_MAP_TYPE_ARRAY`.
+const ARRAY: u32 = 2;
+/// `bpf_jiffies64()`: helper 118 (include/uapi/linux/bpf.h), Linux 5.6 and later.
+const CALL_JIFFIES64: u64 = 0x85 | 118 << 32;
+/// `exit`
+const EXIT: u64 = 0x95;
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: the attribute is of the size given; what it points to lives in the callers, through the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_long, &raw mut *attr, mem::size_of::<bpf_attr>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// What a program did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbeResult {
-    /// Whether the packet passed.
-    pub passed: bool,
-    /// Average time of a run, as the kernel measured it (whole nanoseconds).
-    pub duration: Duration,
+/// Takes a file descriptor over.
+fn own(fd: libc::c_long) -> io::Result<File> {
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else closes it.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// Runs a program `repeat` times on a packet that starts with its Ethernet header.
+/// Creates a map of one word, and lets it go.
+///
+/// # Errors
+/// What `bpf` says; `EPERM` without `CAP_BPF`.
+pub fn create_map() -> io::Result<()> {
+    // SAFETY: zero is a valid value of this union of plain structs.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.__bindgen_anon_1.map_type = ARRAY;
+    attr.__bindgen_anon_1.key_size = 4;
+    attr.__bindgen_anon_1.value_size = 4;
+    attr.__bindgen_anon_1.max_entries = 1;
+    bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr).and_then(own).map(drop)
+}
+
+/// The low half of the kernel's tick counter, which flows are stamped with. It is not to be had in user space, so a
+/// program of two instructions is asked.
+///
+/// # Errors
+/// What `bpf` says when the program is loaded or run.
+pub fn jiffies() -> io::Result<u32> {
+    let program = [CALL_JIFFIES64, EXIT];
+    let packet = [0u8; 64];
+    // SAFETY: zero is a valid value of this union of plain structs.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    attr.__bindgen_anon_3.insn_cnt = 2;
+    attr.__bindgen_anon_3.insns = program.as_ptr() as u64;
+    attr.__bindgen_anon_3.license = c"Apache-2.0".as_ptr() as u64;
+    let program = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).and_then(own)?;
+    // SAFETY: as above.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.test.prog_fd = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
+    attr.test.data_in = packet.as_ptr() as u64;
+    attr.test.data_size_in = 64;
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    // SAFETY: the kernel wrote the program's result into this field.
+    Ok(unsafe { attr.test.retval })
+}
+
+/// Loads both programs with small maps that nobody else sees, and lets them go: whether this kernel's verifier takes
+/// them from this process.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn run(
-    program: &SchedClassifier,
-    packet: &[u8],
-    metadata: ProbeMetadata,
-    repeat: u32,
-) -> Result<ProbeResult, DatapathError> {
-    // `struct __sk_buff` (include/uapi/linux/bpf.h): ingress_ifindex at 36, ifindex at 40; the kernel wants the fields
-    // that it does not take to be zero.
-    let mut context = [0u8; 192];
-    context[36..40].copy_from_slice(&metadata.ingress_ifindex.to_ne_bytes());
-    context[40..44].copy_from_slice(&metadata.ifindex.to_ne_bytes());
-    let options =
-        TestRunOptions { data_in: Some(packet), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
-    let result = program.test_run(options).map_err(|error| DatapathError::Program {
-        what: "test",
-        program: "(probe)",
-        place: String::new(),
-        error: attach::describe(&error),
-    })?;
-    // TC_ACT_UNSPEC passes, TC_ACT_SHOT (2) drops.
-    Ok(ProbeResult { passed: result.return_value == u32::MAX, duration: result.duration })
+pub fn load_programs() -> Result<(), DatapathError> {
+    let sizes = Sizes {
+        ipcache_size: 1,
+        cidrs_size: 1,
+        subjects_size: 1,
+        rows_size: 1,
+        ports_size: 1,
+        counters_size: 1,
+        flows_size: 1,
+        fragments_size: 1,
+    };
+    let mut loader = EbpfLoader::new();
+    for name in names::ALL {
+        if let Some(shape) = Shape::wanted(name, &sizes) {
+            loader.map_max_entries(name, shape.entries);
+        }
+    }
+    let mut object = loader.load(OBJECT)?;
+    for &direction in Direction::ALL {
+        attach::load(&mut object, direction)?;
+    }
+    Ok(())
 }
 
-impl Datapath {
-    /// Runs the program of a direction on a packet, with everything that follows from it: flows, counters, events.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn probe(
-        &mut self,
-        direction: Direction,
-        packet: &[u8],
-        metadata: ProbeMetadata,
-        repeat: u32,
-    ) -> Result<ProbeResult, DatapathError> {
-        run(attach::classifier(&mut self.ebpf, direction)?, packet, metadata, repeat)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_go_on_as_fast_as_the_clock_says() {
+        let hz = super::super::sys::ticks_per_second().unwrap();
+        let start = std::time::Instant::now();
+        let before = jiffies().unwrap();
+        while start.elapsed() < std::time::Duration::from_millis(300) {
+            std::thread::yield_now();
+        }
+        let passed = f64::from(jiffies().unwrap().wrapping_sub(before)) / f64::from(hz);
+        let clock = start.elapsed().as_secs_f64();
+        assert!((passed - clock).abs() < 0.1, "{passed} s of ticks in {clock} s");
+    }
+
+    #[test]
+    fn this_kernel_takes_the_programs() {
+        create_map().unwrap();
+        load_programs().unwrap();
     }
 }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use aya::maps::{HashMap, Map};
 use aya::programs::SchedClassifier;
-use portcullis::datapath::probe::{ProbeMetadata, run};
+use portcullis::datapath::testrun::{ProbeMetadata, run};
 use portcullis::datapath::{BENCH_OBJECT, Sizes};
 use portcullis_common::flow::FlowKey4;
 use portcullis_common::{Direction, Identity, Kind, Verdict};
