@@ -4,7 +4,10 @@
 //! Everything here is `no_std`, allocates nothing and is generic over small traits, so that the same code runs in the
 //! kernel, in host tests and in fuzzers. The crate knows nothing of Kubernetes and nothing of BPF.
 #![cfg_attr(not(test), no_std)]
-#![allow(clippy::inline_always, reason = "in the kernel a call costs, and only what is inlined is verified in its context")]
+#![allow(
+    clippy::inline_always,
+    reason = "in the kernel a call costs, and only what is inlined is verified in its context"
+)]
 #![allow(
     clippy::cast_lossless,
     clippy::cast_possible_truncation,

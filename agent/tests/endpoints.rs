@@ -1,6 +1,8 @@
 //! The watcher against the kernel: a namespace that plays the node and two that play pods, in which `ip` makes and
 //! changes interfaces. Needs root and iproute2, and fails without them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests: a failure is a panic")]
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io::Write;

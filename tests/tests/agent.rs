@@ -102,7 +102,10 @@ fn db_is_open_to_the_api_only(network: Network, args: &[&str]) -> Result<()> {
     let dump = agent.cli(["dump", "counters"])?;
     ensure!(dump.contains("elsewhere/intruder") && dump.contains("shop/db"), "names in the dump:\n{dump}");
     let endpoints = agent.cli(["dump", "endpoints"])?;
-    ensure!(["shop/api", "shop/db", "elsewhere/intruder"].iter().all(|n| endpoints.contains(n)), "{endpoints}");
+    ensure!(
+        ["shop/api", "shop/db", "elsewhere/intruder"].iter().all(|n| endpoints.contains(n)),
+        "{endpoints}"
+    );
     Ok(())
 }
 
@@ -138,13 +141,20 @@ fn a_policy_that_changes_holds_for_new_and_for_established_connections() -> Resu
                 metric(&agent, "portcullis_programming_seconds_count").is_ok_and(|count| count > programmed)
             })?;
             // Not one byte more: the first packet after the change is judged again.
-            ensure!(established.exchange(NEVER).is_err(), "an established connection outlived its permission");
+            ensure!(
+                established.exchange(NEVER).is_err(),
+                "an established connection outlived its permission"
+            );
             ensure!(api.ns.tcp_exchange(at, NEVER).is_err(), "a new connection was let in");
 
             manifests.write("db.yaml", DB_POLICY)?;
-            eventually("the API to be let in again", || api.ns.tcp_exchange(at, Duration::from_millis(500)).is_ok())?;
+            eventually("the API to be let in again", || {
+                api.ns.tcp_exchange(at, Duration::from_millis(500)).is_ok()
+            })?;
             // The old connection is still known, and goes on where it stood.
-            eventually("the old connection to go on", || established.receive(Duration::from_secs(1)).is_ok())?;
+            eventually("the old connection to go on", || {
+                established.receive(Duration::from_secs(1)).is_ok()
+            })?;
 
             // And what was forbidden becomes allowed.
             ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err());
@@ -245,7 +255,13 @@ fn an_address_belongs_to_the_pod_whose_sandbox_is_newer_whatever_the_order_of_ev
             let mut node = Node::routed().pods(2).build()?;
             let manifests = Manifests::new()?;
             let (v4, v6) = (node.pods[0].v4, node.pods[0].v6);
-            let claim = |name, started| PodObject { namespace: "shop", name, account: name, addresses: (v4, v6), started };
+            let claim = |name, started| PodObject {
+                namespace: "shop",
+                name,
+                account: name,
+                addresses: (v4, v6),
+                started,
+            };
             manifests.pods("db.pod.yaml", &[object("shop", "db", &node.pods[1])])?;
             manifests.write("db.yaml", DB_POLICY)?;
             let accounts = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: api, namespace: shop}\n---\n\
@@ -281,7 +297,9 @@ fn an_address_belongs_to_the_pod_whose_sandbox_is_newer_whatever_the_order_of_ev
                 only_pod("new.yaml", new)?;
             }
             let pod = &node.pods[0];
-            eventually("the new pod to be the API", || pod.ns.tcp_exchange(at, Duration::from_millis(500)).is_ok())?;
+            eventually("the new pod to be the API", || {
+                pod.ns.tcp_exchange(at, Duration::from_millis(500)).is_ok()
+            })?;
             let identities = agent.cli(["dump", "identities"])?;
             ensure!(!identities.contains("shop/old"), "the old pod still owns an address:\n{identities}");
         }
@@ -296,7 +314,10 @@ fn a_file_that_does_not_parse_is_named_and_its_last_good_state_stays_in_force() 
         let agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
         let at = SocketAddr::new(node.pods[1].v4.into(), 5432);
         let _server = node.pods[1].ns.tcp_echo(at)?;
-        manifests.write("db.yaml", &DB_POLICY.replace("serviceAccounts: {names: [db]}", "serviceAccount: {names: [db]}"))?;
+        manifests.write(
+            "db.yaml",
+            &DB_POLICY.replace("serviceAccounts: {names: [db]}", "serviceAccount: {names: [db]}"),
+        )?;
         eventually("the mistake to be reported", || {
             metric(&agent, "portcullis_source_errors").is_ok_and(|errors| errors >= 1.0)
         })?;
@@ -357,7 +378,9 @@ fn an_interface_whose_pod_is_unknown_is_closed_until_the_pod_is_known() -> Resul
         node.ns.tcp_exchange(there, SOON).context("the node reaches it all the same")?;
         let received = db.received();
         manifests.pods("late.yaml", &[PodObject { account: "late", ..object("late", "late", late) }])?;
-        eventually("the pod to be known", || node.pods[0].ns.tcp_exchange(there, Duration::from_millis(500)).is_ok())?;
+        eventually("the pod to be known", || {
+            node.pods[0].ns.tcp_exchange(there, Duration::from_millis(500)).is_ok()
+        })?;
         ensure!(late.ns.tcp_exchange(at, NEVER).is_err(), "it is known, and is not the API");
         ensure!(db.received() == received);
         Ok(())

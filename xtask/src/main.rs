@@ -1,1 +1,54 @@
-fn main() {}
+//! `cargo xtask`: everything that a developer and the CI run.
+
+mod bench;
+mod build;
+mod cargo;
+mod ci;
+mod demo;
+mod progress;
+mod setup;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build and developer commands of Portcullis.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what building and testing need and this machine lacks; says first what and why
+    Setup(setup::Arguments),
+    /// Build the `portcullis` binary, with the eBPF programs in it
+    Build(build::Arguments),
+    /// Show the shop demo: real packets, allowed and denied by identity (needs root)
+    Demo(demo::Arguments),
+    /// Run every test, or those whose name contains NAME (needs root)
+    Test(test::Arguments),
+    /// Measure the cost of a packet (needs root)
+    Bench(bench::Arguments),
+    /// Run what the CI runs: format, lints, licences, then every test
+    Ci(ci::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Task::Setup(arguments) => setup::run(&arguments),
+        Task::Build(arguments) => build::run(&arguments),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => Ok(test::run(&arguments)),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Ci(arguments) => Ok(ci::run(&arguments)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

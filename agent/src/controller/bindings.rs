@@ -1,6 +1,9 @@
 //! Which pod is behind which interface. An interface is bound to a pod once, by the addresses first seen in its
-//! namespace (or by what an earlier agent had bound), and is never asked again: a pod with `NET_ADMIN` can give itself
-//! any address, and must not choose its identity by it.
+//! namespace (or by what an earlier agent had bound), and is not asked again while that pod owns an address: a pod with
+//! `NET_ADMIN` can give itself any address, and must not choose its identity by it.
+//!
+//! A pod that owns none any more is over, and its address has gone to another one: the API may tell so only after the
+//! new pod's interface was seen, so such a binding is made anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -58,7 +61,12 @@ impl Bindings {
                 ((e.ifindex, e.interface.clone()), (e.uid.clone(), verdict))
             })
             .collect();
-        Self { by_ifindex: BTreeMap::new(), inherited, unknown, at_first: first_start.then_some(Verdict::Audit) }
+        Self {
+            by_ifindex: BTreeMap::new(),
+            inherited,
+            unknown,
+            at_first: first_start.then_some(Verdict::Audit),
+        }
     }
 
     /// The UIDs that are bound to a living interface.
@@ -76,12 +84,12 @@ impl Bindings {
         self.by_ifindex.get(&ifindex)?.warning.as_deref()
     }
 
-    /// Forgets interfaces that are gone, binds new ones, and says what the datapath shall have. `owner` gives the UID of
+    /// Forgets interfaces that are gone, binds new ones, and says what the datapath shall have. `owner` has the UID of
     /// the pod that owns an address.
     pub fn update(
         &mut self,
         candidates: &[Candidate],
-        owner: &dyn Fn(IpAddr) -> Option<String>,
+        owner: &BTreeMap<IpAddr, String>,
     ) -> Vec<EndpointSpec> {
         let present: BTreeMap<u32, &Candidate> = candidates.iter().map(|c| (c.ifindex, c)).collect();
         self.by_ifindex.retain(|ifindex, _| present.contains_key(ifindex));
@@ -108,7 +116,7 @@ impl Bindings {
             .collect()
     }
 
-    fn bind(&mut self, candidate: &Candidate, owner: &dyn Fn(IpAddr) -> Option<String>) {
+    fn bind(&mut self, candidate: &Candidate, owner: &BTreeMap<IpAddr, String>) {
         let taken: BTreeMap<String, String> = self
             .by_ifindex
             .iter()
@@ -122,19 +130,19 @@ impl Bindings {
             Binding { name: candidate.name.clone(), uid, unknown, warning: None }
         });
         binding.name.clone_from(&candidate.name);
-        if binding.uid.is_some() {
+        if binding.uid.as_ref().is_some_and(|uid| owner.values().any(|owning| owning == uid)) {
             return;
         }
         binding.warning = None;
         for address in &candidate.addresses {
-            let Some(uid) = owner(*address) else { continue };
-            if let Some(other) = taken.get(&uid) {
+            let Some(uid) = owner.get(address) else { continue };
+            if let Some(other) = taken.get(uid) {
                 binding.warning = Some(format!(
                     "its address {address} belongs to the pod behind {other}: a second claimant is not believed"
                 ));
                 continue;
             }
-            binding.uid = Some(uid);
+            binding.uid = Some(uid.clone());
             binding.warning = None;
             return;
         }
@@ -160,10 +168,22 @@ mod tests {
         }
     }
 
-    fn owners(pairs: &'static [(&'static str, &'static str)]) -> impl Fn(IpAddr) -> Option<String> {
-        move |address| {
-            pairs.iter().find(|(a, _)| a.parse::<IpAddr>().unwrap() == address).map(|(_, uid)| (*uid).to_owned())
-        }
+    fn owners(pairs: &[(&str, &str)]) -> BTreeMap<IpAddr, String> {
+        pairs.iter().map(|(address, uid)| (address.parse().unwrap(), (*uid).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_interface_that_was_seen_before_its_pod_was_known_gets_it_when_the_address_changes_hands() {
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[]);
+        // The interface of the new pod is there, and the API still says that the address is the old one's.
+        let new = [candidate(7, "10.0.0.2")];
+        assert_eq!(bindings.update(&new, &owners(&[("10.0.0.2", "old")]))[0].pod.as_deref(), Some("old"));
+        assert_eq!(
+            bindings.update(&new, &owners(&[]))[0].pod.as_deref(),
+            Some("old"),
+            "nobody else claims it"
+        );
+        assert_eq!(bindings.update(&new, &owners(&[("10.0.0.2", "new")]))[0].pod.as_deref(), Some("new"));
     }
 
     #[test]
@@ -208,7 +228,7 @@ mod tests {
             unknown: "audit".to_owned(),
             ..EndpointState::default()
         }];
-        let spoofed = owners(&[("10.0.0.3", "db")]);
+        let spoofed = owners(&[("10.0.0.2", "api"), ("10.0.0.3", "db")]);
         let mut bindings = Bindings::new(Verdict::Deny, false, &earlier);
         assert_eq!(bindings.update(&[candidate(5, "10.0.0.3")], &spoofed)[0].pod.as_deref(), Some("api"));
         let mut other = Bindings::new(Verdict::Deny, false, &earlier);

@@ -119,7 +119,11 @@ fn describe(event: &Event, names: &State) -> String {
     };
     let party = |principal: u32, address: IpAddr| {
         let pod = names.pods.get(&address).map(|pod| format!(" {pod}")).unwrap_or_default();
-        if principal == 0 { format!("{address}{pod}") } else { format!("{} {address}{pod}", names.principal(principal)) }
+        if principal == 0 {
+            format!("{address}{pod}")
+        } else {
+            format!("{} {address}{pod}", names.principal(principal))
+        }
     };
     let verdict = Verdict::from_number(event.verdict).map_or("?", Verdict::name);
     let direction = Direction::from_number(event.direction).map_or("?", Direction::name);
@@ -178,9 +182,8 @@ mod tests {
         let denials = Denials::start();
         let event = Event { verdict: 1, family: 4, ..Event::default() };
         // SAFETY: a plain struct without padding, read as the bytes that the kernel would send.
-        let bytes = unsafe {
-            std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<Event>())
-        };
+        let bytes =
+            unsafe { std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<Event>()) };
         let record = Bytes::copy_from_slice(bytes);
         assert!(denials.take(&[record.clone(), record.clone(), Bytes::from_static(b"short")]));
         let inner = denials.inner();

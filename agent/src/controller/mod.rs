@@ -53,8 +53,9 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let run_dir = &args.paths.run_dir;
-    std::fs::create_dir_all(run_dir)
-        .with_context(|| format!("cannot create {}; name another folder with --run-dir", run_dir.display()))?;
+    std::fs::create_dir_all(run_dir).with_context(|| {
+        format!("cannot create {}; name another folder with --run-dir", run_dir.display())
+    })?;
     let mut datapath = Datapath::open(Options {
         bpffs: args.paths.bpffs.clone(),
         attach: args.attach,
@@ -232,12 +233,18 @@ impl Agent<'_> {
 
     fn judge_readiness(&self, owner: &Owner) {
         let say = |condition, holds: bool, otherwise: String| {
-            if holds { self.readiness.ready(condition) } else { self.readiness.not_ready(condition, otherwise) }
+            if holds {
+                self.readiness.ready(condition)
+            } else {
+                self.readiness.not_ready(condition, otherwise)
+            }
         };
-        let place = owner.problems.first().map(|p| format!(": {}: {}", p.place, p.message)).unwrap_or_default();
+        let place =
+            owner.problems.first().map(|p| format!(": {}: {}", p.place, p.message)).unwrap_or_default();
         say(SOURCE, owner.synced, format!("not every kind has been listed yet{place}"));
         say(ENDPOINTS, owner.links.complete, "the interfaces have not been listed yet".to_owned());
-        let missing = owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned());
+        let missing =
+            owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned());
         say(PROGRAMMED, owner.last_success.is_some() && owner.errors.is_empty(), missing);
         let (expected, attached) = owner.hooks();
         let bypassed = owner.bypassed.len();
@@ -254,8 +261,17 @@ impl Agent<'_> {
 
 /// Serves metrics and health on a thread with a runtime of its own. An address that cannot be had is said at once.
 fn serve(address: std::net::SocketAddr, metrics: AgentMetrics, readiness: Readiness) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let server = runtime.block_on(Server::bind(address, metrics, readiness))?;
-    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || runtime.block_on(server.run()))?;
-    Ok(())
+    let (said, bound) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        match runtime.block_on(Server::bind(address, metrics, readiness)) {
+            Ok(server) => {
+                said.send(Ok(()))?;
+                runtime.block_on(server.run());
+            }
+            Err(error) => said.send(Err(error))?,
+        }
+        Ok(())
+    })?;
+    Ok(bound.recv().context("the metrics thread ended before it listened")??)
 }

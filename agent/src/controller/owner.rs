@@ -131,8 +131,7 @@ impl Owner {
         self.desired = compile(&self.world, &mut self.numbers);
         let owner_of = self.owner_of();
         self.classify_links(&owner_of);
-        let owner = |address: IpAddr| owner_of.get(&address).cloned();
-        let specs = self.bindings.update(&self.endpoints, &owner);
+        let specs = self.bindings.update(&self.endpoints, &owner_of);
         let applied =
             self.datapath.apply(&self.desired, &specs, self.world.settings.mode, self.numbers.entries())?;
         self.errors = applied.errors.iter().map(ToString::to_string).collect();
@@ -153,8 +152,12 @@ impl Owner {
 
     fn classify_links(&mut self, owner_of: &BTreeMap<IpAddr, String>) {
         let own_node = self.world.nodes.get(&self.world.settings.node_name);
-        let ranges: Vec<_> =
-            own_node.iter().flat_map(|n| &n.pod_cidrs).chain(&self.world.settings.pod_cidrs).copied().collect();
+        let ranges: Vec<_> = own_node
+            .iter()
+            .flat_map(|n| &n.pod_cidrs)
+            .chain(&self.world.settings.pod_cidrs)
+            .copied()
+            .collect();
         self.endpoints.clear();
         self.ignored.clear();
         self.bypassed.clear();
@@ -205,7 +208,10 @@ impl Owner {
         let mut now_attached = BTreeMap::new();
         for endpoint in &self.endpoints {
             let Some(link) = self.links.links.get(&endpoint.ifindex) else { continue };
-            if !Direction::ALL.iter().all(|d| self.datapath.hook_state(endpoint.ifindex, *d) != HookState::Missing) {
+            if !Direction::ALL
+                .iter()
+                .all(|d| self.datapath.hook_state(endpoint.ifindex, *d) != HookState::Missing)
+            {
                 continue;
             }
             if self.attached.get(&endpoint.ifindex) != Some(&link.appeared) {

@@ -22,21 +22,29 @@ pub fn state(owner: &Owner, source: &str) -> State {
         .desired
         .problems
         .iter()
-        .map(|p| ProblemState { object: p.object.clone(), field: p.field.clone(), message: p.message.clone() })
+        .map(|p| ProblemState {
+            object: p.object.clone(),
+            field: p.field.clone(),
+            message: p.message.clone(),
+        })
         .collect();
     problems.extend(owner.bypassed.iter().map(|(name, kind)| ProblemState {
         object: format!("interface {name}"),
         field: String::new(),
-        message: format!("is a {kind} of a pod, on which our programs do not see every packet: the pod is not judged"),
+        message: format!(
+            "is a {kind} of a pod, on which our programs do not see every packet: the pod is not judged"
+        ),
     }));
     let pods = owner
         .desired
         .pods
         .values()
         .flat_map(|pod| pod.addresses.iter().map(|address| (*address, pod.name.clone())))
-        .chain(crate::identity::owners(&owner.world).into_iter().map(|(address, pod)| {
-            (address, format!("{}/{}", pod.namespace, pod.name))
-        }))
+        .chain(
+            crate::identity::owners(&owner.world)
+                .into_iter()
+                .map(|(address, pod)| (address, format!("{}/{}", pod.namespace, pod.name))),
+        )
         .collect();
     State {
         format: FORMAT,
@@ -84,7 +92,11 @@ fn source_state(owner: &Owner, source: &str) -> SourceState {
     SourceState {
         name: source.to_owned(),
         synced: owner.synced,
-        errors: owner.problems.iter().map(|problem| format!("{}: {}", problem.place, problem.message)).collect(),
+        errors: owner
+            .problems
+            .iter()
+            .map(|problem| format!("{}: {}", problem.place, problem.message))
+            .collect(),
         objects: counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
     }
 }

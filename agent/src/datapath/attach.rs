@@ -123,7 +123,9 @@ pub fn attach(
         return Ok(());
     }
     match tc::qdisc_add_clsact(name) {
-        Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+        Ok(()) => {}
+        // It is there, ours or another's.
+        Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(error) => return Err(failed(describe(&error))),
     }
     let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };

@@ -19,8 +19,8 @@ pub mod probe;
 mod reader;
 mod rows;
 mod sizes;
-pub mod testrun;
 pub mod sys;
+pub mod testrun;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

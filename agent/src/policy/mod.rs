@@ -23,5 +23,5 @@ mod tiers;
 pub use compile::compile;
 pub use desired::*;
 pub use host_maps::HostMaps;
-pub use summary::{PolicySummary, summarize};
 pub use selector::{Accounts, BadSelector, Namespaces, PodSelector, Selector};
+pub use summary::{PolicySummary, summarize};

@@ -28,11 +28,15 @@ const NEW: u32 = 100;
 const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
 fn main() {
-    let json = std::env::args().any(|argument| argument == "json" || argument == "--output=json" || argument == "-ojson");
+    let json = std::env::args()
+        .any(|argument| argument == "json" || argument == "--output=json" || argument == "-ojson");
     // The loopback interface of a network namespace of its own is the endpoint.
     // SAFETY: changes the network namespace of this thread only.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        eprintln!("the benchmark needs root (CAP_SYS_ADMIN and CAP_BPF): {}", std::io::Error::last_os_error());
+        eprintln!(
+            "the benchmark needs root (CAP_SYS_ADMIN and CAP_BPF): {}",
+            std::io::Error::last_os_error()
+        );
         std::process::exit(1);
     }
     let figures = measure(json);
@@ -87,7 +91,8 @@ impl Reference {
         }
         // The map of the limit program gets the flow of the packet.
         let Some(Map::LruHashMap(data)) = ebpf.take_map("LIMIT_FLOWS") else { panic!("no LIMIT_FLOWS") };
-        let mut flows: HashMap<_, FlowKey4, u32> = HashMap::try_from(Map::LruHashMap(data)).expect("its layout");
+        let mut flows: HashMap<_, FlowKey4, u32> =
+            HashMap::try_from(Map::LruHashMap(data)).expect("its layout");
         let key = FlowKey4 {
             local_be: u32::from_ne_bytes([10, 0, 0, 2]),
             remote_be: u32::from_ne_bytes([10, 0, 0, 3]),
@@ -159,10 +164,7 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
         }
         fixtures.push((identities, populated(identities)));
     }
-    let known = [
-        ("known-flow-ipv4", ("10.0.0.2", "10.0.0.3")),
-        ("known-flow-ipv6", ("fd00::2", "fd00::3")),
-    ];
+    let known = [("known-flow-ipv4", ("10.0.0.2", "10.0.0.3")), ("known-flow-ipv6", ("fd00::2", "fd00::3"))];
     let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for round in 0..=ROUNDS {
         let mut sample = |name: String, ns: f64| {

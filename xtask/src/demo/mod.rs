@@ -59,7 +59,7 @@ enum NetworkArgument {
 
 /// Runs the demo.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    require_privileges()?;
+    require()?;
     interrupt::watch()?;
     let result = with_agent(arguments);
     if result.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
@@ -67,6 +67,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(130));
     }
     result
+}
+
+/// Says what is missing, before anything is built or made. What only the build needs, the build names.
+fn require() -> Result<()> {
+    require_privileges()
 }
 
 fn with_agent(arguments: &Arguments) -> Result<ExitCode> {

@@ -1,0 +1,27 @@
+//! `cargo xtask bench`: the benchmark is a program of the tests' package, because it needs the agent's library, which
+//! this program must compile without.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::cargo;
+
+/// What `bench` takes.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Arguments of the benchmark; `-o json` for machines, `--help` for the rest
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// Builds the benchmark with optimisation and becomes it.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let built =
+        cargo::executables(["build", "--release", "--package", "portcullis-tests", "--bin", "bench"])?;
+    let program = cargo::program(&built, "bench")?;
+    let error = Command::new(&program).args(&arguments.args).exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
+}
