@@ -143,7 +143,8 @@ fn wait_until_every_pod_is_known(agent: &Agent<'_>, pods: usize) -> Result<()> {
     anyhow::bail!("the agent knows {known} of {pods} pods after {:.1} s", start.elapsed().as_secs_f64())
 }
 
-/// Whether a child process has not ended; one that has ended has no command line any more.
+/// Whether a child process has not ended: one that has, and was not waited for, is a zombie.
 fn is_running(pid: u32) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
