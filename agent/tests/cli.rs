@@ -8,7 +8,7 @@ mod node;
 mod pinned;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// What a run of the binary gave.
 struct Run {
@@ -23,7 +23,7 @@ fn portcullis(args: &[&str]) -> Run {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PORTCULLIS_")) {
         command.env_remove(name);
     }
-    let output = command.args(args).env_remove("COLUMNS").stdin(Stdio::null()).output().unwrap();
+    let output = node::finish(command.args(args).env_remove("COLUMNS"));
     Run {
         code: output.status.code().unwrap(),
         out: String::from_utf8(output.stdout).unwrap(),

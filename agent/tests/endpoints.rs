@@ -139,7 +139,7 @@ async fn wait_for<T>(
         }
         match tokio::time::timeout_at(deadline.into(), snapshots.changed()).await {
             Ok(changed) => changed.expect("the watcher lives"),
-            Err(_) => panic!("never seen: {what}; last: {snapshot:#?}"),
+            Err(error) => panic!("{error}: never seen: {what}; last: {snapshot:#?}"),
         }
     }
 }

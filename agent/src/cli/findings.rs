@@ -36,7 +36,7 @@ pub struct Finding {
     pub level: Level,
     /// What was found and what follows.
     pub message: String,
-    /// What to do about it.
+    /// What to do about it, if anything.
     pub action: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl Finding {
 
     /// Worth knowing.
     pub fn warn(subject: impl Into<String>, message: impl Into<String>, action: impl Into<String>) -> Self {
-        let action = Some(action.into());
+        let action = Some(action.into()).filter(|action: &String| !action.is_empty());
         Self { subject: subject.into(), level: Level::Warn, message: message.into(), action }
     }
 
@@ -64,7 +64,7 @@ pub fn render(findings: &[Finding]) -> String {
     let mut text = String::new();
     for Finding { subject, level, message, action } in findings {
         let _ = writeln!(text, "{:<4}  {subject:<width$}  {message}", level.name());
-        if let Some(action) = action.as_ref().filter(|action| !action.is_empty()) {
+        if let Some(action) = action {
             let _ = writeln!(text, "{:<4}  {:<width$}  -> {action}", "", "");
         }
     }

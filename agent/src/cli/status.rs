@@ -181,7 +181,11 @@ fn kernel(
     report: &mut Report,
     findings: &mut Vec<Finding>,
 ) -> anyhow::Result<()> {
-    report.mode = Some(Modes::of(reader.modes()?));
+    let modes = Modes::of(reader.modes()?);
+    if let Some(warning) = modes.warning() {
+        findings.push(Finding::warn("mode", warning, "portcullis mode clear"));
+    }
+    report.mode = Some(modes);
     for (_, endpoint) in reader.endpoints()? {
         report.endpoints.count += 1;
         if endpoint.flags & endpoint_flags::KNOWN == 0 {
@@ -206,7 +210,7 @@ fn kernel(
                 "unknown" => findings.push(Finding::warn(
                     "hooks",
                     format!("whether our program is attached is not known on {}", hook()),
-                    "clsact filters are seen by the agent only, which writes them into the names file",
+                    "start the agent: it says how programs are attached",
                 )),
                 other => findings.push(Finding::fail(
                     "hooks",
@@ -276,7 +280,8 @@ fn written(report: &Report, findings: &mut Vec<Finding>) {
         ));
     }
     for ProblemState { object, field, message } in problems {
-        findings.push(Finding::warn("policy", format!("{object}: {field}: {message}"), ""));
+        let place = if field.is_empty() { object.clone() } else { format!("{object}: {field}") };
+        findings.push(Finding::warn("problem", format!("{place}: {message}"), ""));
     }
 }
 
@@ -338,7 +343,12 @@ fn render(report: &Report) -> String {
     }
     text.push('\n');
     text.push_str(&findings::render(&report.findings));
-    text.push_str(if report.ok { "everything is in force\n" } else { "something is wrong: see above\n" });
+    let overridden = report.mode.as_ref().is_some_and(|mode| mode.forced.is_some());
+    text.push_str(match (report.ok, overridden) {
+        (true, false) => "everything is in force\n",
+        (true, true) => "everything works, but the override at the top holds\n",
+        (false, _) => "something is wrong: see above\n",
+    });
     text
 }
 
@@ -395,5 +405,7 @@ mod tests {
         let text = render(&Report { mode, ..report() });
         assert!(text.starts_with("*** OVERRIDE off: NOTHING IS ENFORCED"), "{text}");
         assert!(text.contains("\nmode:          off\n"), "{text}");
+        assert!(text.ends_with("\neverything works, but the override at the top holds\n"), "{text}");
+        assert!(render(&report()).ends_with("\neverything is in force\n"));
     }
 }

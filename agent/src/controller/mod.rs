@@ -43,9 +43,9 @@ const ATTACHED: &str = "attached";
 ///
 /// # Errors
 /// What keeps it from working: a foreign map, a missing right, another agent.
-pub fn run(args: AgentArgs) -> anyhow::Result<()> {
+pub fn run(args: &AgentArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(work(&args))
+    runtime.block_on(work(args))
 }
 
 async fn work(args: &AgentArgs) -> anyhow::Result<()> {
@@ -79,7 +79,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let denials = denials::Denials::start();
     let reader = {
         let denials = denials.clone();
-        tokio::spawn(async move { events.run(|records| denials.take(&records)).await })
+        tokio::spawn(async move { events.run(|records| denials.take(records)).await })
     };
 
     let mut owner = Owner::new(
@@ -234,9 +234,9 @@ impl Agent<'_> {
     fn judge_readiness(&self, owner: &Owner) {
         let say = |condition, holds: bool, otherwise: String| {
             if holds {
-                self.readiness.ready(condition)
+                self.readiness.ready(condition);
             } else {
-                self.readiness.not_ready(condition, otherwise)
+                self.readiness.not_ready(condition, otherwise);
             }
         };
         let place =

@@ -113,7 +113,7 @@ impl Owner {
 
     /// Takes a new look at the interfaces.
     pub fn look(&mut self, links: Arc<Snapshot>) {
-        self.world.settings.local_addresses = links.host_addresses.clone();
+        self.world.settings.local_addresses.clone_from(&links.host_addresses);
         self.links = links;
     }
 

@@ -129,15 +129,14 @@ pub fn attach(
         Err(error) => return Err(failed(describe(&error))),
     }
     let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
-    let id = match program.attach_with_options(name, hook(direction), TcAttachOptions::Netlink(options)) {
-        Ok(id) => id,
+    let attached = program.attach_with_options(name, hook(direction), TcAttachOptions::Netlink(options));
+    let id = if let Ok(id) = attached {
+        id
+    } else {
         // An earlier agent's filter has the handle: replaced in place.
-        Err(_) => {
-            let old =
-                SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
-                    .map_err(|error| failed(error.to_string()))?;
-            program.attach_to_link(old).map_err(|error| failed(describe(&error)))?
-        }
+        let old = SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+            .map_err(|error| failed(error.to_string()))?;
+        program.attach_to_link(old).map_err(|error| failed(describe(&error)))?
     };
     // Dropping the link would detach it, and the filter has to outlive this process.
     std::mem::forget(program.take_link(id).map_err(|error| failed(describe(&error)))?);
@@ -160,17 +159,20 @@ fn replace_pinned(program: &mut SchedClassifier, pin: &Path) -> bool {
 pub fn detach(pins: &Pins, ifindex: u32, direction: Direction, tcx: bool) -> Result<(), DatapathError> {
     // The last reference of a link is its pin.
     Pins::remove(&pins.link(ifindex, direction))?;
-    if !tcx {
-        if let Some(name) = sys::interface_name(ifindex) {
-            if let Ok(link) =
-                SchedClassifierLink::attached(&name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
-            {
-                // Dropping detaches; a filter that is not there is no error here.
-                drop(link);
-            }
-        }
+    if !tcx
+        && let Some(name) = sys::interface_name(ifindex)
+        && let Ok(link) =
+            SchedClassifierLink::attached(&name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
+    {
+        // Dropping detaches; a filter that is not there is no error here.
+        drop(link);
     }
     Ok(())
+}
+
+/// Whether a filter of ours is on the hook, whatever program it runs; `false` also where it cannot be asked.
+pub fn has_filter(ifindex: u32, direction: Direction) -> bool {
+    matches!(clsact::program(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()), Ok(Some(_)))
 }
 
 /// What is on the hook, by the ids of the programs there. Of clsact filters ours has the first priority there is.

@@ -1,4 +1,4 @@
-//! Which program is behind our clsact filter: one `RTM_GETTFILTER` (net/sched/cls_api.c), answered with `TCA_BPF_ID`.
+//! Which program is behind our clsact filter: one `RTM_GETTFILTER` (`net/sched/cls_api.c`), answered with `TCA_BPF_ID`.
 
 use std::io;
 
@@ -10,11 +10,11 @@ use portcullis_common::Direction;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
 const NLM_F_REQUEST: u16 = 1;
-/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)` and `..EGRESS` (include/uapi/linux/pkt_sched.h).
+/// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)` and `..EGRESS` (`include/uapi/linux/pkt_sched.h`).
 const PARENT_INGRESS: u32 = 0xffff_fff2;
 const PARENT_EGRESS: u32 = 0xffff_fff3;
 const ETH_P_ALL: u16 = 0x0003;
-/// Attributes of a filter and of a BPF filter's options (include/uapi/linux/rtnetlink.h, pkt_cls.h).
+/// Attributes of a filter and of a BPF filter's options (include/uapi/linux/rtnetlink.h, `pkt_cls.h`).
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_ID: u16 = 11;
 /// Lengths of `struct nlmsghdr` and `struct tcmsg`.

@@ -142,7 +142,7 @@ fn table<K: Pod>(
     each: &mut dyn FnMut(K, Flow),
 ) -> Result<(), DatapathError> {
     let map = flows::open::<K>(&pins.flow(slot, version))?;
-    for entry in map.iter() {
+    for entry in &map {
         match entry {
             Ok((key, flow)) => each(key, flow),
             // The entry was pushed out while it was read.
@@ -196,7 +196,7 @@ pub struct Usage {
 /// If a map cannot be read.
 pub fn usage(maps: &KernelMaps, pins: &Pins) -> Result<Vec<Usage>, DatapathError> {
     let capacity = |name: &str| {
-        aya::maps::MapInfo::from_pin(pins.map(name)).map(|info| u64::from(info.max_entries())).unwrap_or(0)
+        aya::maps::MapInfo::from_pin(pins.map(name)).map_or(0, |info| u64::from(info.max_entries()))
     };
     let mut found = Vec::new();
     let mut push = |map: &'static str, entries: usize| {

@@ -123,7 +123,7 @@ impl Datapath {
     pub fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = Pins::new(&options.bpffs);
         pins.create()?;
-        let lock = match sys::lock(pins.root()) {
+        let lock = match sys::lock_patiently(pins.root()) {
             Ok(Some(file)) => file,
             Ok(None) => return Err(DatapathError::Locked(pins.root().to_owned())),
             Err(error) => {
@@ -268,10 +268,10 @@ impl Datapath {
     fn write_numbers(&mut self, numbers: impl Iterator<Item = (NumberKey, Digest)>, applied: &mut Applied) {
         let wanted: BTreeMap<_, _> = numbers.collect();
         for (key, digest) in &wanted {
-            if self.numbers.get(key) != Some(digest) {
-                if let Err(error) = self.maps.numbers.insert(key, digest, ANY) {
-                    applied.errors.push(DatapathError::map("write", names::NUMBERS, error));
-                }
+            if self.numbers.get(key) != Some(digest)
+                && let Err(error) = self.maps.numbers.insert(key, digest, ANY)
+            {
+                applied.errors.push(DatapathError::map("write", names::NUMBERS, error));
             }
         }
         for key in self.numbers.keys().filter(|key| !wanted.contains_key(key)) {
@@ -544,7 +544,7 @@ fn adopt_rows(maps: &KernelMaps, sizes: &Sizes) -> Result<(RowSets, PortTables, 
     let mut retired = Retired::default();
     let mut next = 1;
     let mut ranges = BTreeSet::new();
-    for entry in maps.rows.iter() {
+    for entry in &maps.rows {
         let (key, row) = entry.map_err(|error| DatapathError::map("read", names::ROWS, error))?;
         next = next.max(key.rowset.saturating_add(1));
         if row.steps > 0 {
@@ -558,12 +558,12 @@ fn adopt_rows(maps: &KernelMaps, sizes: &Sizes) -> Result<(RowSets, PortTables, 
 
 fn adopt_ipcache(maps: &KernelMaps) -> Result<BTreeMap<IpAddr, Identity>, DatapathError> {
     let mut found = BTreeMap::new();
-    for entry in maps.ipcache4.iter() {
+    for entry in &maps.ipcache4 {
         let (address, identity) =
             entry.map_err(|error| DatapathError::map("read", names::IPCACHE4, error))?;
         found.insert(IpAddr::from(address.to_ne_bytes()), identity);
     }
-    for entry in maps.ipcache6.iter() {
+    for entry in &maps.ipcache6 {
         let (address, identity) =
             entry.map_err(|error| DatapathError::map("read", names::IPCACHE6, error))?;
         found.insert(IpAddr::from(address.to_bytes()), identity);
@@ -575,12 +575,12 @@ fn adopt_cidrs(maps: &KernelMaps) -> Result<BTreeMap<IpNet, Identity>, DatapathE
     let mut found = BTreeMap::new();
     let net =
         |address: IpAddr, length: u32| IpNet::new(address, u8::try_from(length).unwrap_or(u8::MAX)).ok();
-    for entry in maps.cidrs4.iter() {
+    for entry in &maps.cidrs4 {
         let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS4, error))?;
         found
             .extend(net(IpAddr::from(key.data().to_ne_bytes()), key.prefix_len()).map(|net| (net, identity)));
     }
-    for entry in maps.cidrs6.iter() {
+    for entry in &maps.cidrs6 {
         let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS6, error))?;
         found.extend(net(IpAddr::from(key.data().to_bytes()), key.prefix_len()).map(|net| (net, identity)));
     }

@@ -97,12 +97,12 @@ impl PortTables {
 
     /// Frees a range that was in use from the start.
     pub fn give_back(&mut self, mut at: u32, mut length: u32) {
-        if let Some((&before, &room)) = self.free.range(..at).next_back() {
-            if before + room == at {
-                self.free.remove(&before);
-                at = before;
-                length += room;
-            }
+        if let Some((&before, &room)) = self.free.range(..at).next_back()
+            && before + room == at
+        {
+            self.free.remove(&before);
+            at = before;
+            length += room;
         }
         if let Some(room) = self.free.remove(&(at + length)) {
             length += room;

@@ -17,7 +17,7 @@ use portcullis_common::{Direction, Kind, Reason};
 
 use super::inspect::{self, AnyKey, PairCounters, Usage};
 use super::kernel::KernelMaps;
-use super::{DatapathError, HookState, Pins, batch, sys};
+use super::{DatapathError, HookState, Pins, attach, batch, sys};
 
 /// The pinned maps, open for reading.
 #[derive(Debug)]
@@ -251,11 +251,14 @@ impl Reader {
         Ok(entries)
     }
 
-    /// What the hook of an interface looks like now, asked of the kernel. `None` where only clsact filters are used:
-    /// of those only the agent that attached them can tell.
+    /// What the hook of an interface looks like now, asked of the kernel. `None` where neither our filter nor a
+    /// link of any interface is found: then only the agent knows what should be there.
     pub fn hook(&self, ifindex: u32, direction: Direction) -> Option<HookState> {
         let pin = self.pins.link(ifindex, direction);
         if !pin.exists() {
+            if attach::has_filter(ifindex, direction) {
+                return Some(HookState::Attached);
+            }
             return (!Pins::list(&self.pins.links()).is_empty()).then_some(HookState::Missing);
         }
         let program = PinnedLink::from_pin(&pin)

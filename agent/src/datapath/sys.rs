@@ -23,8 +23,7 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(text.as_ptr(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between libcs")]
-    Ok(stat.f_type as i64 == BPF_FS_MAGIC)
+    Ok(stat.f_type == BPF_FS_MAGIC)
 }
 
 /// Kernel timer ticks a second: the coarse clocks advance once a tick.
@@ -67,6 +66,20 @@ pub fn lock(folder: &Path) -> io::Result<Option<File>> {
     }
     let error = io::Error::last_os_error();
     if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) }
+}
+
+/// As [`lock`], but tries again for a moment: a `status` that looks whether an agent runs holds it for microseconds.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_patiently(folder: &Path) -> io::Result<Option<File>> {
+    for _ in 0..20 {
+        if let Some(file) = lock(folder)? {
+            return Ok(Some(file));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(None)
 }
 
 /// Ids of the TCX programs on a hook of an interface, in the order in which they run.

@@ -47,7 +47,7 @@ impl Requests {
         let mut records = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let contents = self.ask(Question::Addresses { family }).await?;
-            records.extend(contents.into_iter().filter_map(address_of));
+            records.extend(contents.iter().filter_map(address_of));
         }
         Ok(records)
     }
@@ -58,7 +58,7 @@ impl Requests {
         let mut addresses: Vec<IpAddr> = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let question = Question::PeerAddresses { family, netns_id, ifindex: peer_ifindex };
-            for record in self.ask(question).await?.into_iter().filter_map(address_of) {
+            for record in self.ask(question).await?.iter().filter_map(address_of) {
                 // Without IPv6 in the kernel the second question is answered with IPv4 addresses too.
                 if record.ifindex == peer_ifindex && !addresses.contains(&record.address) {
                     addresses.push(record.address);
@@ -117,6 +117,6 @@ fn link_of(content: Content) -> Option<LinkRecord> {
     if let Content::Link(record) = content { Some(record) } else { None }
 }
 
-fn address_of(content: Content) -> Option<AddressRecord> {
-    if let Content::Address(record) = content { Some(record) } else { None }
+fn address_of(content: &Content) -> Option<AddressRecord> {
+    if let Content::Address(record) = content { Some(*record) } else { None }
 }

@@ -34,10 +34,10 @@ pub fn summarize(world: &World) -> Vec<PolicySummary> {
         policies.extend(world.network_policies.values().map(|p| network_policy::translate(p, &mut ignored)));
     }
     policies.extend(world.identity_policies.values().map(|p| identity_policy::translate(p, &mut ignored)));
-    policies.into_iter().map(|policy| summary(world, policy)).collect()
+    policies.into_iter().map(|policy| summary(world, &policy)).collect()
 }
 
-fn summary(world: &World, policy: Policy) -> PolicySummary {
+fn summary(world: &World, policy: &Policy) -> PolicySummary {
     let label = world.namespaces.get(&policy.name.namespace).and_then(|n| n.labels.get(MODE_KEY));
     let namespace_mode = match label.map(|text| text.to_ascii_lowercase()).as_deref() {
         Some("off") => Mode::Off,

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::process::Command;
-use std::sync::Arc;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use portcullis::datapath::{self, AttachMode, Datapath, EndpointSpec, Options, Sizes};
 use portcullis::policy::{Desired, Function, Names, PodIdentity, RowSet};
@@ -31,8 +31,28 @@ pub struct Node {
     namespace: String,
 }
 
+/// A process that has just been forked holds a copy of every descriptor, and so of an agent's lock, until it runs its
+/// own program. Whoever starts a process or ends an agent holds this, so that an agent's end frees its lock.
+static FORKS: Mutex<()> = Mutex::new(());
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = {
+        let _alone = FORKS.lock().unwrap_or_else(PoisonError::into_inner);
+        command.spawn()
+    };
+    started.unwrap().wait_with_output().unwrap()
+}
+
+/// Ends an agent; what it wrote stays.
+pub fn end(datapath: Option<Datapath>) {
+    let _alone = FORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(datapath);
+}
+
 fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap();
+    let output = finish(Command::new(program).args(args));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {}: {error}", args.join(" "));
 }
@@ -40,6 +60,11 @@ fn run(program: &str, args: &[&str]) {
 impl Node {
     /// A node in a new network namespace, which this thread enters.
     pub fn new() -> Self {
+        Self::attached_by(AttachMode::Auto)
+    }
+
+    /// As [`Node::new`], with the programs attached in this way.
+    pub fn attached_by(attach: AttachMode) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("pccli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // SAFETY: no memory is involved; only this thread changes its network namespace.
@@ -59,15 +84,16 @@ impl Node {
         run("ip", &["link", "set", "pod0", "up"]);
         run("ip", &["-n", &name, "addr", "add", &format!("{POD}/24"), "dev", "eth0"]);
         run("ip", &["-n", &name, "link", "set", "eth0", "up"]);
-        let index = Command::new("ip").args(["-o", "link", "show", "pod0"]).output().unwrap();
+        let index = finish(Command::new("ip").args(["-o", "link", "show", "pod0"]));
         let index = String::from_utf8(index.stdout).unwrap();
         node.ifindex = index.split(':').next().unwrap().parse().unwrap();
-        node.start();
+        node.start(attach);
         node.state().write(&node.run_dir).unwrap();
         node
     }
 
-    fn start(&mut self) {
+    /// Starts the agent, also after another one on the same maps.
+    pub fn start(&mut self, attach: AttachMode) {
         let sizes = Sizes {
             ipcache_size: 16,
             cidrs_size: 16,
@@ -78,8 +104,7 @@ impl Node {
             flows_size: 64,
             fragments_size: 16,
         };
-        let options =
-            Options { bpffs: self.bpffs.clone(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 10 };
+        let options = Options { bpffs: self.bpffs.clone(), attach, sizes, sample: 0, event_rate: 10 };
         let mut datapath = Datapath::open(options).unwrap();
         let endpoint = EndpointSpec {
             ifindex: self.ifindex,
@@ -93,6 +118,11 @@ impl Node {
         let applied = datapath.apply(&desired(), &[endpoint], Mode::Enforce, std::iter::empty()).unwrap();
         assert!(applied.errors.is_empty(), "{:?}", applied.errors);
         self.datapath = Some(datapath);
+    }
+
+    /// Ends the agent; what it wrote stays.
+    pub fn kill(&mut self) {
+        end(self.datapath.take());
     }
 
     /// What the agent would have written.
@@ -137,6 +167,12 @@ impl Node {
         }
     }
 
+    /// Takes every filter off the pod's interface.
+    pub fn delete_filters(&self) {
+        run("tc", &["qdisc", "del", "dev", "pod0", "clsact"]);
+        assert!(self.datapath.is_none(), "a running agent would put them back");
+    }
+
     /// The node sends a packet to the pod.
     pub fn send_to_pod() {
         let socket = std::net::UdpSocket::bind((HOST, 0)).unwrap();
@@ -152,14 +188,13 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // The lock goes first.
-        drop(self.datapath.take());
+        self.kill();
         let cleaned = datapath::cleanup(&self.bpffs);
         let _ = std::fs::remove_dir_all(&self.run_dir);
-        let deleted = Command::new("ip").args(["netns", "del", &self.namespace]).status();
+        let deleted = finish(Command::new("ip").args(["netns", "del", &self.namespace]));
         if !std::thread::panicking() {
             cleaned.unwrap();
-            assert!(deleted.unwrap().success());
+            assert!(deleted.status.success());
             assert!(!self.bpffs.exists());
         }
     }

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use portcullis::datapath::{AttachMode, Datapath, Options, Reader, Sizes};
+use portcullis::datapath::{AttachMode, Datapath, HookState, Options, Reader, Sizes};
 use portcullis::metrics::AgentMetrics;
 use portcullis::policy::Desired;
 use portcullis_common::abi::Mode;
-use portcullis_common::{Identity, Kind};
+use portcullis_common::{Direction, Identity, Kind};
 use serde_json::Value;
 
-use crate::node::{HOST, Node, POD};
+use crate::node::{HOST, Node, POD, end};
 use crate::{Run, portcullis};
 
 fn on(node: &Node, args: &[&str]) -> Run {
@@ -54,7 +54,7 @@ fn dump_shows_what_real_packets_left_with_the_agent_alive_or_dead() {
         let pair = find(&counters, &denied)?;
         (pair["packets"]["denied"].as_u64() == Some(1)).then_some(())
     });
-    drop(node.datapath.take());
+    node.kill();
     let all = json(&node, &["dump"]);
 
     let counters = &all["counters"];
@@ -108,6 +108,27 @@ fn dump_shows_what_real_packets_left_with_the_agent_alive_or_dead() {
 }
 
 #[test]
+fn clsact_filters_are_seen_without_the_agent() {
+    let mut node = Node::attached_by(AttachMode::Clsact);
+    node.kill();
+    std::fs::remove_file(node.run_dir.join("state.json")).unwrap();
+    let hooks = |node: &Node| json(node, &["dump", "endpoints"])[0]["hooks"].clone();
+    assert_eq!(hooks(&node), serde_json::json!({"from-pod": "attached", "to-pod": "attached"}));
+    node.start(AttachMode::Clsact);
+    let state = |node: &Node, direction| node.datapath.as_ref().unwrap().hook_state(node.ifindex, direction);
+    for &direction in Direction::ALL {
+        assert_eq!(
+            state(&node, direction),
+            HookState::Attached,
+            "a new agent replaces the program of the {direction}"
+        );
+    }
+    node.kill();
+    node.delete_filters();
+    assert_eq!(hooks(&node), serde_json::json!({"from-pod": "unknown", "to-pod": "unknown"}));
+}
+
+#[test]
 fn the_mode_is_switched_with_the_agent_dead_and_status_is_loud_about_it() {
     let mut node = Node::new();
     let word = |node: &Node| Reader::open(&node.bpffs).unwrap().modes().unwrap();
@@ -116,12 +137,12 @@ fn the_mode_is_switched_with_the_agent_dead_and_status_is_loud_about_it() {
     assert_eq!(run.code, 0, "{}{}", run.out, run.err);
     assert!(run.out.contains("hooks:         2 expected, 2 attached, 2 first (tcx)"), "{}", run.out);
     assert!(
-        run.out.contains("warn  policy  IdentityPolicy shop/db: spec.egress: not understood"),
+        run.out.contains("warn  problem  IdentityPolicy shop/db: spec.egress: not understood"),
         "{}",
         run.out
     );
 
-    drop(node.datapath.take());
+    node.kill();
     let run = on(&node, &["mode", "off"]);
     assert!(
         run.code == 0 && run.out.contains("survives restarts until `portcullis mode clear`"),
@@ -167,7 +188,7 @@ fn cleanup_refuses_beside_an_agent_and_leaves_nothing_without_one() {
     assert!(run.err.contains("another agent works on"), "{}", run.err);
     assert!(node.bpffs.join("v1/CONFIG").exists(), "nothing was touched");
 
-    drop(node.datapath.take());
+    node.kill();
     let reader = Reader::open(&node.bpffs).unwrap();
     let run = on(&node, &["cleanup"]);
     assert_eq!(run.code, 0, "{}", run.err);
@@ -212,7 +233,7 @@ fn maps_of_many_batches_are_read_whole() {
     let (exact, prefixes): (Vec<_>, Vec<_>) = found.into_iter().partition(|entry| entry.exact);
     assert!(exact.iter().map(|entry| (entry.net.addr(), entry.identity)).eq(desired.ipcache));
     assert!(prefixes.iter().map(|entry| (entry.net, entry.identity)).eq(desired.cidrs));
-    drop(datapath);
+    end(Some(datapath));
     drop(guard);
     assert!(!bpffs.exists());
 }
@@ -259,7 +280,7 @@ fn a_scrape_reads_the_maps_and_counters_go_on_over_a_restart() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
-    drop(node.datapath.take());
+    node.kill();
     node.pod_to_node();
     wait("the second denied packet, without an agent", || (value(&scrape(&node)) == Some(2)).then_some(()));
 }
