@@ -260,23 +260,18 @@ impl Agent<'_> {
 }
 
 /// Serves metrics and health on a thread with a runtime of its own. An address that cannot be had is said at once.
-///
-/// The thread binds the address too: a runtime cannot be entered where another one runs already.
 fn serve(address: std::net::SocketAddr, metrics: AgentMetrics, readiness: Readiness) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (sender, bound) = std::sync::mpsc::sync_channel(1);
-    let serving = async move {
-        // Nobody waits for the answer if the agent ends meanwhile.
-        match Server::bind(address, metrics, readiness).await {
+    let (said, bound) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        match runtime.block_on(Server::bind(address, metrics, readiness)) {
             Ok(server) => {
-                let _ = sender.send(Ok(()));
-                server.run().await;
+                said.send(Ok(()))?;
+                runtime.block_on(server.run());
             }
-            Err(error) => {
-                let _ = sender.send(Err(error));
-            }
+            Err(error) => said.send(Err(error))?,
         }
-    };
-    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || runtime.block_on(serving))?;
-    Ok(bound.recv().context("the metrics thread ended at once")??)
+        Ok(())
+    })?;
+    Ok(bound.recv().context("the metrics thread ended before it listened")??)
 }
