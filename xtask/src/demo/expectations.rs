@@ -230,7 +230,8 @@ pub struct Counter {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metric {
-    pub metric: String,
+    #[serde(rename = "metric")]
+    pub family: String,
     pub labels: BTreeMap<String, String>,
     pub at_least: u64,
     pub why: String,
@@ -240,7 +241,8 @@ pub struct Metric {
 #[serde(deny_unknown_fields)]
 pub struct Dump {
     /// What `portcullis dump` shall print.
-    pub dump: String,
+    #[serde(rename = "dump")]
+    pub what: String,
     /// Fields that one of its rows has.
     pub row: BTreeMap<String, serde_json::Value>,
     pub why: String,

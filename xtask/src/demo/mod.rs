@@ -60,9 +60,8 @@ enum NetworkArgument {
 /// Runs the demo.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     require()?;
-    interrupt::watch()?;
     let result = with_agent(arguments);
-    if result.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+    if result.as_ref().is_err_and(anyhow::Error::is::<Interrupted>) {
         // What a shell reports for a program that SIGINT has ended.
         return Ok(ExitCode::from(130));
     }
@@ -83,7 +82,8 @@ fn with_agent(arguments: &Arguments) -> Result<ExitCode> {
         Some(path) => path.clone(),
         None => crate::build::agent(false)?,
     };
-    interrupt::check()?;
+    // Not before: Ctrl-C shall end the build at once.
+    interrupt::watch()?;
     let network = match arguments.network {
         NetworkArgument::Routed => Network::Routed,
         NetworkArgument::Bridged => Network::Bridged,
@@ -104,12 +104,13 @@ fn with_agent(arguments: &Arguments) -> Result<ExitCode> {
 fn sum(checks: &[Check]) -> ExitCode {
     let failed: Vec<&Check> = checks.iter().filter(|check| !check.held).collect();
     if !failed.is_empty() {
-        println!("\nNot as expected:");
+        println!("Not as expected:");
         for check in &failed {
             println!("  {}", check.failure());
         }
+        println!();
     }
-    println!("\ndemo: {} expectations held, {} failed", checks.len() - failed.len(), failed.len());
+    println!("demo: {} expectations held, {} failed", checks.len() - failed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

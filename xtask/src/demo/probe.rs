@@ -90,9 +90,9 @@ fn exchange(probe: &Probe, deadline: Duration) -> Result<(u16, Socket)> {
     }
     socket.set_read_timeout(Some(deadline))?;
     if protocol == Protocol::Icmp {
-        ping(&socket, domain)?
+        ping(&socket, domain)?;
     } else {
-        echo(&mut socket)?
+        echo(&mut socket)?;
     }
     let local = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
     Ok((local, socket))

@@ -1,6 +1,7 @@
 //! Tables and pictures for people; everything in them comes from the manifests, the expectations and what was seen.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use super::expectations::{Expect, Expectations, Port};
 use super::manifests::Manifests;
@@ -42,7 +43,7 @@ impl Check {
 
     /// For the tables of the later steps.
     pub fn row(&self) -> Vec<String> {
-        [&self.what, &self.expected, &self.seen, self.mark(), &self.why].map(|cell| cell.to_owned()).to_vec()
+        [&self.what, &self.expected, &self.seen, self.mark(), &self.why].map(str::to_owned).to_vec()
     }
 
     /// One line that says what is wrong.
@@ -141,12 +142,27 @@ pub fn matrix(ports: &[Port], tries: &[(&Try<'_>, &Seen)]) -> String {
     table(&header, &rows)
 }
 
+/// A text, two spaces in.
+pub fn indented(text: &str) -> String {
+    excerpt(text, usize::MAX, |_| true)
+}
+
+/// What `portcullis dump policies` prints, in short: the first rows from their second column on, as the first, with
+/// every policy that acts on the subject, is very wide; then the table of the policies.
+pub fn policy_lines(dump: &str) -> String {
+    let (rows, policies) = dump.split_once("\n\n").unwrap_or((dump, ""));
+    let second = rows.find("DIRECTION").unwrap_or(0);
+    let narrow: Vec<String> = rows.lines().map(|line| line.chars().skip(second).collect()).collect();
+    format!("{}\n{}", excerpt(&narrow.join("\n"), 10, |_| true), indented(policies))
+}
+
 /// The first lines of a text that are wanted, two spaces in, and how many more there are.
 pub fn excerpt(text: &str, limit: usize, wanted: impl Fn(&str) -> bool) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| wanted(line)).collect();
-    let mut shown: String = lines.iter().take(limit).map(|line| format!("  {line}\n")).collect();
+    let lines: Vec<String> =
+        text.lines().filter(|line| wanted(line)).map(|line| format!("  {line}\n")).collect();
+    let mut shown = lines[..limit.min(lines.len())].concat();
     if lines.len() > limit {
-        shown += &format!("  .. and {} more lines\n", lines.len() - limit);
+        let _ = writeln!(shown, "  .. and {} more lines", lines.len() - limit);
     }
     shown
 }
@@ -159,6 +175,15 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell_and_lines_do_not_end_in_spaces() {
         let rows = [vec!["a".to_owned(), "long cell".to_owned()], vec!["abc".to_owned(), String::new()]];
         assert_eq!(table(&["x", "y"], &rows), "  X    Y\n  a    long cell\n  abc\n");
+    }
+
+    #[test]
+    fn of_the_policies_the_first_column_is_left_out_and_the_second_table_is_whole() {
+        let dump = "SUBJECT  DIRECTION  PEER\nlong     ingress    web\n\nPOLICY  NAME\nx       y\n";
+        assert_eq!(
+            policy_lines(dump),
+            "  DIRECTION  PEER\n  ingress    web\n\n  POLICY  NAME\n  x       y\n"
+        );
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Scenes<'_> {
             .collect();
         let checks = checks?;
         self.play.title("Counters per pair of identities: portcullis dump counters");
-        self.play.say(&report::excerpt(&self.agent.cli(["dump", "counters"])?, usize::MAX, |_| true));
+        self.play.say(&report::indented(&self.agent.cli(["dump", "counters"])?));
         self.say_checks(&checks);
         Ok(checks)
     }
@@ -176,7 +176,7 @@ impl Scenes<'_> {
         let checks: Vec<Check> = lines
             .iter()
             .map(|line| {
-                let Metric { metric, labels, at_least, why } = line;
+                let Metric { family: metric, labels, at_least, why } = line;
                 let sum = readings::sum(&text, metric, labels);
                 let labels: Vec<&str> = labels.values().map(String::as_str).collect();
                 Check {
@@ -190,9 +190,15 @@ impl Scenes<'_> {
             })
             .collect();
         self.play.title("Some lines of /metrics");
-        for metric in ["portcullis_decisions_total", "portcullis_drops_total", "portcullis_endpoints"] {
-            let of_metric = |line: &str| line.starts_with(metric) && !line.ends_with(" 0");
-            self.play.say(report::excerpt(&text, 6, of_metric).trim_end());
+        for (metric, part, limit) in [
+            ("portcullis_decisions_total", "verdict=\"audit\"", 2),
+            ("portcullis_decisions_total", "verdict=\"deny\"", 4),
+            ("portcullis_drops_total", "", 4),
+            ("portcullis_endpoints", "", 4),
+        ] {
+            let wanted =
+                |line: &str| line.starts_with(metric) && line.contains(part) && !line.ends_with(" 0");
+            self.play.say(report::excerpt(&text, limit, wanted).trim_end());
         }
         self.play.say("");
         self.say_checks(&checks);
@@ -205,7 +211,7 @@ impl Scenes<'_> {
             .expectations()
             .dumps
             .iter()
-            .map(|Dump { dump, row, why }| {
+            .map(|Dump { what: dump, row, why }| {
                 let value = readings::dump(self.agent, dump)?;
                 let fields: Vec<String> = row.iter().map(|(name, value)| format!("{name}={value}")).collect();
                 let held = readings::has_row(&value, row);
@@ -218,10 +224,11 @@ impl Scenes<'_> {
                 })
             })
             .collect();
-        for (what, limit) in [("endpoints", usize::MAX), ("policies", 14)] {
-            self.play.title(&format!("portcullis dump {what}"));
-            self.play.say(&report::excerpt(&self.agent.cli(["dump", what])?, limit, |_| true));
-        }
+        self.play.title("portcullis dump endpoints");
+        self.play.say(&report::indented(&self.agent.cli(["dump", "endpoints"])?));
+        self.play
+            .title("portcullis dump policies: first lines without their wide first column, and the policies");
+        self.play.say(&report::policy_lines(&self.agent.cli(["dump", "policies"])?));
         let checks = checks?;
         self.say_checks(&checks);
         Ok(checks)
