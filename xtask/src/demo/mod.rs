@@ -17,6 +17,7 @@ mod traffic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
@@ -96,6 +97,7 @@ fn with_agent(arguments: &Arguments) -> Result<ExitCode> {
         without,
         verbose: arguments.verbose,
         quiet: false,
+        start: Instant::now(),
     };
     if arguments.without_each { without_each(&play) } else { Ok(sum(&play.perform()?)) }
 }
@@ -117,7 +119,7 @@ fn sum(checks: &[Check]) -> ExitCode {
 /// Plays without each policy, after once with all of them: a policy whose absence changes nothing shows nothing.
 fn without_each(play: &Play<'_>) -> Result<ExitCode> {
     let failures = |without| -> Result<Vec<String>> {
-        let checks = Play { without, quiet: true, ..*play }.perform()?;
+        let checks = Play { without, quiet: true, start: Instant::now(), ..*play }.perform()?;
         Ok(checks.iter().filter(|check| !check.held).map(Check::failure).collect())
     };
     let with_all = failures(None)?;

@@ -31,12 +31,13 @@ pub struct Play<'a> {
     pub verbose: bool,
     /// Print nothing.
     pub quiet: bool,
+    /// When it began.
+    pub start: Instant,
 }
 
 impl Play<'_> {
     /// Performs the demo and returns every expectation with what became of it.
     pub fn perform(&self) -> Result<Vec<Check>> {
-        let start = Instant::now();
         let before = Snapshot::take();
         let result = self.on_stage();
         let left = leftovers(&before, TEARDOWN);
@@ -56,7 +57,7 @@ impl Play<'_> {
                 why: line.why.clone(),
             });
         }
-        self.title(&format!("Cleaned up: {seen}. It took {:.1} s in all", start.elapsed().as_secs_f64()));
+        self.title(&format!("Cleaned up: {seen}"));
         let (wanted, found) = (self.expectations.len(), checks.len());
         ensure!(wanted == found, "of {wanted} expectations {found} were looked at: a defect of the demo");
         Ok(checks)
@@ -116,10 +117,10 @@ impl Play<'_> {
         }
     }
 
-    /// Prints the title of a step.
+    /// Prints the title of a step, and how long after the start it is.
     pub fn title(&self, text: &str) {
         if !self.quiet {
-            println!("== {text}\n");
+            println!("== {text} [{:.1} s]\n", self.start.elapsed().as_secs_f64());
         }
     }
 }
