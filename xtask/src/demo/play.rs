@@ -6,7 +6,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::poll::PATIENCE;
 use portcullis_tests::privileged::{TEARDOWN, describe, leftovers};
 use portcullis_tests::residue::Snapshot;
 use portcullis_tests::{Agent, Network, TempDir};
@@ -18,6 +17,9 @@ use super::readings;
 use super::report::{self, Check};
 use super::scenes::{self, Scenes};
 use super::shop::Shop;
+
+/// How long the agent may take to begin. Attaching waits for the kernel, which on a busy machine takes many seconds.
+const SLOW_START: Duration = Duration::from_mins(1);
 
 /// Everything that a performance needs.
 #[derive(Debug, Clone, Copy)]
@@ -130,7 +132,7 @@ impl Play<'_> {
 fn wait_until_every_pod_is_known(agent: &Agent<'_>, pods: usize) -> Result<()> {
     let start = Instant::now();
     let mut known = 0;
-    while start.elapsed() < PATIENCE && !interrupt::interrupted() && agent.pid().is_some_and(is_running) {
+    while start.elapsed() < SLOW_START && !interrupt::interrupted() && agent.pid().is_some_and(is_running) {
         if agent.get("/readyz").is_ok_and(|(status, _)| status == 200) {
             let endpoints = readings::dump(agent, "endpoints")?;
             let endpoints = endpoints.as_array().map(Vec::as_slice).unwrap_or_default();
