@@ -28,7 +28,8 @@ fn objects() -> Result<(), Box<dyn std::error::Error>> {
     // OUT_DIR is <target>/<profile>/build/<package>/out; intermediate results are shared by all profiles.
     let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("ebpf");
     let options = |name: &str| Options { arch: arch.clone(), ..Options::new(&target_dir, out.join(name)) };
-    build(&options("portcullis.o"))?;
+    let plain = options("portcullis.o");
+    build(&if env::var_os("CARGO_FEATURE_LOG").is_some() { plain.feature("log") } else { plain })?;
     if env::var_os("CARGO_FEATURE_BENCH").is_some() {
         build(&options("portcullis-bench.o").feature("bench"))?;
     }

@@ -22,7 +22,9 @@ use portcullis_common::judge::{Config, Family, Maps, V4, V6, endpoint_of};
 use portcullis_common::packet::{
     FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
-use portcullis_common::process::{Action, Datapath, Step, Transit, admit, decide, known_flow, prepare, refuse};
+use portcullis_common::process::{
+    Action, Datapath, Step, Transit, admit, decide, known_flow, prepare, refuse,
+};
 use portcullis_common::reason::{Direction, Reason};
 
 use crate::maps::{WORK4, WORK6};
@@ -32,14 +34,30 @@ use crate::skb::Skb;
 /// TC ingress of the host side: what the pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    run(ctx.skb.skb, Direction::Egress)
+    let action = run(ctx.skb.skb, Direction::Egress);
+    log(&ctx, "from-pod", action);
+    action
 }
 
 /// TC egress of the host side: what the pod receives.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    run(ctx.skb.skb, Direction::Ingress)
+    let action = run(ctx.skb.skb, Direction::Ingress);
+    log(&ctx, "to-pod", action);
+    action
 }
+
+/// One line a packet, for development.
+#[cfg(feature = "log")]
+#[inline(always)]
+fn log(ctx: &TcContext, hook: &str, action: i32) {
+    let ifindex = Skb::new(ctx.skb.skb).ifindex();
+    aya_log_ebpf::debug!(ctx, "{} of interface {}: {} bytes, action {}", hook, ifindex, ctx.len(), action);
+}
+
+#[cfg(not(feature = "log"))]
+#[inline(always)]
+fn log(_: &TcContext, _: &str, _: i32) {}
 
 /// `TC_ACT_UNSPEC` is `TCX_NEXT`: other programs on the hook still run.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -87,8 +105,7 @@ fn direct<F: Slow>(
 where
     Path: Datapath<F>,
 {
-    let transit =
-        Transit::<F> { packet, hook, slot, length: skb.length(), metadata: Default::default() };
+    let transit = Transit::<F> { packet, hook, slot, length: skb.length(), metadata: Default::default() };
     if matches!(admit(endpoint, &transit), Ok(false)) {
         let key: F::Key = key_of(&transit.packet, hook);
         if known_flow(path, &transit, &key) {
@@ -137,7 +154,13 @@ macro_rules! slow {
             match $parse(&skb) {
                 Ok(packet) => {
                     let fragment = packet.fragment as u8 != FragmentPart::Whole as u8;
-                    work.transit = Transit { packet, hook, slot, length: skb.length(), metadata: skb.metadata(fragment) };
+                    work.transit = Transit {
+                        packet,
+                        hook,
+                        slot,
+                        length: skb.length(),
+                        metadata: skb.metadata(fragment),
+                    };
                     work.key = key_of(&work.transit.packet, hook);
                     STEP_PREPARE
                 }
@@ -154,7 +177,9 @@ macro_rules! slow {
             let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
             // SAFETY: as in the function before.
             let work = unsafe { &mut *work };
-            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return Reason::NoEndpoint as u32 };
+            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else {
+                return Reason::NoEndpoint as u32;
+            };
             // Also when direct access found no flow: the packet may have options or lie beyond the linear part.
             if matches!(admit(endpoint, &work.transit), Ok(false))
                 && work.transit.packet.fragment as u8 == FragmentPart::Whole as u8
@@ -230,7 +255,8 @@ fn own_mac(skb: &Skb, endpoint: &Endpoint) -> bool {
     use portcullis_common::packet::Head;
     let Some(head) = skb.head(14) else { return false };
     let m = &endpoint.mac;
-    head.u32_be(6) == u32::from_ne_bytes([m[0], m[1], m[2], m[3]]) && head.u16(10) == u16::from_be_bytes([m[4], m[5]])
+    head.u32_be(6) == u32::from_ne_bytes([m[0], m[1], m[2], m[3]])
+        && head.u16(10) == u16::from_be_bytes([m[4], m[5]])
 }
 
 #[cfg(not(test))]

@@ -3,7 +3,8 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use portcullis_common::abi::{
-    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, Fragment, FragmentKey, NumberKey, PairKey, config,
+    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, Fragment, FragmentKey, NumberKey,
+    PairKey, config,
 };
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;

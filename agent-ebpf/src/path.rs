@@ -1,7 +1,7 @@
 //! The walk's view of the maps.
 
-use core::ptr::{addr_of_mut, read_volatile, write_volatile};
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::ptr::{addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;

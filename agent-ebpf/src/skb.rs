@@ -19,7 +19,8 @@ impl Skb {
     #[inline(always)]
     pub fn new(skb: *mut __sk_buff) -> Self {
         // SAFETY: the kernel passes a valid context, and the verifier checks every access to it.
-        let (data, end) = unsafe { ((*skb).data as usize as *const u8, (*skb).data_end as usize as *const u8) };
+        let (data, end) =
+            unsafe { ((*skb).data as usize as *const u8, (*skb).data_end as usize as *const u8) };
         Self { skb, data, end }
     }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Sizes, cleanup, inspect};
@@ -13,7 +12,9 @@ use portcullis_common::abi::{Counters, Mode};
 use portcullis_common::policy::{Decision, PortKey, wildcard_of};
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 
+use crate::owner;
 use crate::packets::{POD_MAC, Packet};
+use crate::privileged::privileged_test;
 
 /// Principal, and peer class, of the pod behind the endpoint.
 pub const API: u32 = 16;
@@ -115,15 +116,21 @@ pub fn endpoint() -> EndpointSpec {
 /// # Panics
 /// If the test does, or if the machine cannot run it.
 pub fn with_fixture(test: impl FnOnce(&mut Fixture) + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        // SAFETY: changes the network namespace of this thread only.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "needs root (CAP_SYS_ADMIN)");
-        let mut fixture = Fixture::new(Sizes::default());
-        fixture.apply();
-        test(&mut fixture);
+    let outcome = privileged_test(|| {
+        let thread = std::thread::spawn(move || {
+            // SAFETY: changes the network namespace of this thread only.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "needs root (CAP_SYS_ADMIN)");
+            let mut fixture = Fixture::new(Sizes::default());
+            fixture.apply();
+            test(&mut fixture);
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+        Ok(())
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
+    if let Err(error) = outcome {
+        panic!("{error:#}");
     }
 }
 
@@ -133,9 +140,7 @@ impl Fixture {
     /// # Panics
     /// If that fails.
     pub fn new(sizes: Sizes) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("pctest-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = PathBuf::from("/sys/fs/bpf").join(name);
+        let folder = PathBuf::from("/sys/fs/bpf").join(format!("portcullis-{}", owner::fresh_name()));
         let options =
             Options { bpffs: folder.clone(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 1000 };
         let datapath = Datapath::open(options).expect("the datapath");

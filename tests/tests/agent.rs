@@ -98,6 +98,12 @@ fn db_is_open_to_the_api_only(network: Network, args: &[&str]) -> Result<()> {
         let _server = outside.tcp_echo(elsewhere)?;
         db.ns.tcp_exchange(elsewhere, SOON).context("the database reaches the outside")?;
     }
+    let line = "deny ingress tcp/5432 from [elsewhere/intruder";
+    eventually("the denial in the log, with names", || agent.logs().contains(line))?;
+    ensure!(
+        agent.logs().contains("IdentityPolicy shop/db ingress (isolation)"),
+        "the rule that decided is named"
+    );
     ensure!(metric(&agent, INTRUDER_DENIED)? >= 6.0, "denials are counted under the pair");
     let dump = agent.cli(["dump", "counters"])?;
     ensure!(dump.contains("elsewhere/intruder") && dump.contains("shop/db"), "names in the dump:\n{dump}");

@@ -97,7 +97,8 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-    let mut agent = Agent { run_dir, source_name, metrics, readiness, denials, written: None, warned: None };
+    let mut agent =
+        Agent { run_dir, source_name, metrics, readiness, denials, written: None, warned: None, hooks: None };
     loop {
         let mut since = Instant::now();
         let mut changed = true;
@@ -123,7 +124,9 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         if changed {
             agent.program(&mut owner, since);
         }
-        agent.report(&owner);
+        if agent.judge_readiness(&owner) || changed {
+            agent.report(&owner);
+        }
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
     drop(source);
@@ -165,6 +168,8 @@ struct Agent<'a> {
     written: Option<State>,
     /// The error that was logged last, so that a lasting one is said once.
     warned: Option<String>,
+    /// Hooks that should have a program and that have it, at the last look.
+    hooks: Option<(usize, usize)>,
 }
 
 impl Agent<'_> {
@@ -213,9 +218,8 @@ impl Agent<'_> {
         !owner.errors.is_empty() || attached < expected
     }
 
-    /// Writes the names file if it changed, and says whether the agent is ready.
+    /// Writes the names file if it changed.
     fn report(&mut self, owner: &Owner) {
-        self.judge_readiness(owner);
         let state = report::state(owner, &self.source_name);
         let timeless = State { written: 0, last_success: 0, ..state.clone() };
         if self.written.as_ref() == Some(&timeless) {
@@ -231,7 +235,8 @@ impl Agent<'_> {
         }
     }
 
-    fn judge_readiness(&self, owner: &Owner) {
+    /// Says whether the agent is ready; returns whether the hooks are not as they were.
+    fn judge_readiness(&mut self, owner: &Owner) -> bool {
         let say = |condition, holds: bool, otherwise: String| {
             if holds {
                 self.readiness.ready(condition);
@@ -246,7 +251,8 @@ impl Agent<'_> {
         let missing =
             owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned());
         say(PROGRAMMED, owner.last_success.is_some() && owner.errors.is_empty(), missing);
-        let (expected, attached) = owner.hooks();
+        let hooks = owner.hooks();
+        let (expected, attached) = hooks;
         let bypassed = owner.bypassed.len();
         say(
             ATTACHED,
@@ -256,6 +262,7 @@ impl Agent<'_> {
                  bypass them; `portcullis status` names them"
             ),
         );
+        std::mem::replace(&mut self.hooks, Some(hooks)) != Some(hooks)
     }
 }
 

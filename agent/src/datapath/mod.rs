@@ -138,6 +138,8 @@ impl Datapath {
         for &direction in Direction::ALL {
             programs.insert(direction, attach::load(&mut ebpf, direction)?);
         }
+        #[cfg(feature = "log")]
+        forward_log(&mut ebpf)?;
         let maps = KernelMaps::take(&mut ebpf)?;
         let tcx = match options.attach {
             AttachMode::Auto => sys::has_tcx(),
@@ -521,6 +523,23 @@ fn full(error: &MapError, map: &'static str, flag: &'static str) -> DatapathErro
         },
         _ => DatapathError::map("write", map, text),
     }
+}
+
+/// Sends the programs' own log lines to the agent's log.
+#[cfg(feature = "log")]
+fn forward_log(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    let failed = |error: String| DatapathError::map("read the log of", "AYA_LOGS", error);
+    let logger = aya_log::EbpfLogger::init(ebpf).map_err(|error| failed(error.to_string()))?;
+    // SAFETY: the logger owns its file descriptor and gives out the same one for as long as it lives.
+    let mut waiting =
+        unsafe { tokio::io::unix::AsyncFd::register(logger) }.map_err(|error| failed(error.to_string()))?;
+    tokio::spawn(async move {
+        while let Ok(mut guard) = waiting.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
 }
 
 /// Creates or adopts the maps of the object and makes its programs ready to load.
