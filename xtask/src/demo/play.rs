@@ -19,7 +19,7 @@ use super::scenes::{self, Scenes};
 use super::shop::Shop;
 
 /// How long the agent may take to begin. Attaching waits for the kernel, which on a busy machine takes many seconds.
-const SLOW_START: Duration = Duration::from_mins(1);
+const SLOW_START: Duration = Duration::from_secs(60);
 
 /// Everything that a performance needs.
 #[derive(Debug, Clone, Copy)]
