@@ -262,7 +262,7 @@ impl Agent<'_> {
                  bypass them; `portcullis status` names them"
             ),
         );
-        std::mem::replace(&mut self.hooks, Some(hooks)) != Some(hooks)
+        self.hooks.replace(hooks) != Some(hooks)
     }
 }
 
