@@ -303,11 +303,13 @@ mod tests {
         let packet = |source, destination, source_port, destination_port| Parsed {
             source,
             destination,
+            outer_source: source,
             fragment_id: 0,
             source_port,
             destination_port,
             protocol: protocol::TCP,
             tcp_flags: 0,
+            hop_limit: 64,
             fragment: crate::packet::FragmentPart::Whole,
             icmp: IcmpRole::Plain,
         };

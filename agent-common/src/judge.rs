@@ -24,6 +24,8 @@ pub trait Family: Copy + core::fmt::Debug {
     fn is_unspecified(address: Self::Address) -> bool;
     /// Whether it is a multicast or the limited broadcast address.
     fn is_multicast(address: Self::Address) -> bool;
+    /// Whether it is a multicast address that routers do not forward.
+    fn is_link_multicast(address: Self::Address) -> bool;
     /// Whether it is a loopback address.
     fn is_loopback(address: Self::Address) -> bool;
     /// Whether it is a link-local unicast address.
@@ -56,6 +58,10 @@ impl Family for V4 {
         address == u32::MAX || u32::from_be(address) >> 28 == 0xe
     }
     #[inline(always)]
+    fn is_link_multicast(address: u32) -> bool {
+        u32::from_be(address) >> 8 == 0xe0_00_00
+    }
+    #[inline(always)]
     fn is_loopback(address: u32) -> bool {
         u32::from_be(address) >> 24 == 127
     }
@@ -85,6 +91,10 @@ impl Family for V6 {
     #[inline(always)]
     fn is_multicast(address: Addr6) -> bool {
         u32::from_be(address.words_be[0]) >> 24 == 0xff
+    }
+    #[inline(always)]
+    fn is_link_multicast(address: Addr6) -> bool {
+        u32::from_be(address.words_be[0]) >> 16 == 0xff02
     }
     #[inline(always)]
     fn is_loopback(address: Addr6) -> bool {
@@ -160,13 +170,21 @@ pub struct Metadata {
     pub fragment: bool,
 }
 
-/// The [`origin`] of a packet towards a pod whose source address is one of this node's.
+/// The [`origin`] of a packet towards a pod whose source address is one of this node's, or the pod's own.
 ///
 /// A node's address alone proves nothing: traffic that is only masqueraded to it was forwarded, and the interface it
 /// came in by says from where.
 #[inline(always)]
-pub fn origin_of<F: Family, M: Maps<F>>(maps: &M, receiver: &Endpoint, packet: &Metadata) -> u32 {
+pub fn origin_of<F: Family, M: Maps<F>>(
+    maps: &M,
+    receiver: &Endpoint,
+    packet: &Metadata,
+    own_address: bool,
+) -> u32 {
     if packet.ingress_ifindex == 0 {
+        if own_address {
+            return origin::WORLD;
+        }
         // Refragmentation of IPv6 loses the interface, and a pod can force it; a socket cannot be forged.
         let forgeable = F::VERSION == 6 && packet.fragment && !packet.has_socket;
         return if forgeable { origin::WORLD } else { origin::HOST };
@@ -223,7 +241,8 @@ pub struct Judgement {
 #[inline(always)]
 pub fn judge<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Question<F>) -> Judgement {
     let mut remote = identify(maps, question.remote);
-    let mut same = is_local::<F>(endpoint, question.remote);
+    // Towards the pod an address proves nothing: who comes from the pod's own address must come from its interface.
+    let mut same = matches!(question.opener, Direction::Egress) && is_local::<F>(endpoint, question.remote);
     // Only what was opened towards the pod can have come from somewhere else than its address says.
     let mut from_host = false;
     if matches!(question.opener, Direction::Ingress) {

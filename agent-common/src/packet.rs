@@ -133,11 +133,17 @@ pub enum IcmpRole {
     /// An error: addresses, ports and protocol are those of the packet inside, turned round, so that they read as a
     /// packet of the flow that goes the way the error goes.
     Error = 3,
-    /// Neighbour discovery, MLD or IGMP: what the link needs.
+    /// Neighbour discovery: whole, small and with the hop limit that proves that it was sent on this link (RFC 4861,
+    /// RFC 6980). What only looks like it is [`IcmpRole::Plain`], and judged.
     Link = 4,
     /// A message of routers: advertisement or redirect.
     Router = 5,
+    /// A report or query of multicast listeners, IGMP or MLD.
+    Group = 6,
 }
+
+/// Neighbour discovery messages are no longer than this; anything beyond would be a way to smuggle data.
+const LARGEST_DISCOVERY: u32 = 128;
 
 /// A parsed packet. Addresses are in network order, ports in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +152,8 @@ pub struct Parsed<A> {
     pub source: A,
     /// Destination address.
     pub destination: A,
+    /// Source address of the packet itself; differs from `source` in an ICMP error.
+    pub outer_source: A,
     /// Identification of a fragment, as on the wire.
     pub fragment_id: u32,
     /// Source port, or the id of an ICMP echo request's sender.
@@ -156,22 +164,26 @@ pub struct Parsed<A> {
     pub protocol: u8,
     /// TCP flags, `0` for others.
     pub tcp_flags: u8,
+    /// Time to live, or hop limit.
+    pub hop_limit: u8,
     /// The packet's part of a datagram.
     pub fragment: FragmentPart,
     /// What an ICMP message is.
     pub icmp: IcmpRole,
 }
 
-impl<A> Parsed<A> {
-    fn new(source: A, destination: A, proto: u8) -> Self {
+impl<A: Copy> Parsed<A> {
+    fn new(source: A, destination: A, proto: u8, hop_limit: u8) -> Self {
         Self {
             source,
             destination,
+            outer_source: source,
             fragment_id: 0,
             source_port: 0,
             destination_port: 0,
             protocol: proto,
             tcp_flags: 0,
+            hop_limit,
             fragment: FragmentPart::Whole,
             icmp: IcmpRole::Plain,
         }
@@ -257,7 +269,8 @@ pub fn parse_ipv4_direct<P: Packet>(packet: &P) -> Option<Parsed<u32>> {
     if head.u16(IP + 2) < minimum {
         return None;
     }
-    let mut parsed = Parsed::new(head.u32_be(IP + 12), head.u32_be(IP + 16), head.u8(IP + 9));
+    let mut parsed =
+        Parsed::new(head.u32_be(IP + 12), head.u32_be(IP + 16), head.u8(IP + 9), head.u8(IP + 8));
     direct_ports(packet, &mut parsed, IP + 20, IP + 28, IP + 40).then_some(parsed)
 }
 
@@ -274,8 +287,12 @@ pub fn parse_ipv6_direct<P: Packet>(packet: &P) -> Option<Parsed<Addr6>> {
     if payload < minimum {
         return None;
     }
-    let mut parsed =
-        Parsed::new(Addr6::from_head(head, IP + 8), Addr6::from_head(head, IP + 24), head.u8(IP + 6));
+    let mut parsed = Parsed::new(
+        Addr6::from_head(head, IP + 8),
+        Addr6::from_head(head, IP + 24),
+        head.u8(IP + 6),
+        head.u8(IP + 7),
+    );
     direct_ports(packet, &mut parsed, IP + 40, IP + 48, IP + 60).then_some(parsed)
 }
 
@@ -301,7 +318,7 @@ pub fn parse_ipv4<P: Packet>(packet: &P) -> Result<Parsed<u32>, Reason> {
     if total < header {
         return Err(Reason::Malformed);
     }
-    let mut parsed = Parsed::new(u32_be_at(&ip, 12), u32_be_at(&ip, 16), ip[9]);
+    let mut parsed = Parsed::new(u32_be_at(&ip, 12), u32_be_at(&ip, 16), ip[9], ip[8]);
     let fragment = u16_at(&ip, 6);
     let offset = fragment & 0x1fff;
     if fragment & 0x3fff != 0 {
@@ -345,7 +362,7 @@ pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
         Addr6 { words_be: [u32_be_at(&ip, 8), u32_be_at(&ip, 12), u32_be_at(&ip, 16), u32_be_at(&ip, 20)] };
     let destination =
         Addr6 { words_be: [u32_be_at(&ip, 24), u32_be_at(&ip, 28), u32_be_at(&ip, 32), u32_be_at(&ip, 36)] };
-    let mut parsed = Parsed::new(source, destination, ip[6]);
+    let mut parsed = Parsed::new(source, destination, ip[6], ip[7]);
     let mut at = ETHERNET + 40;
     for _ in 0..=MAX_EXTENSIONS {
         match parsed.protocol {
@@ -432,14 +449,19 @@ fn transport<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: u32, end: u32
             if room < 8 {
                 return Err(short);
             }
-            parsed.icmp = if parsed.protocol == protocol::ICMP { role4(header[0]) } else { role6(header[0]) };
+            parsed.icmp = if parsed.protocol == protocol::ICMP {
+                role4(header[0])
+            } else {
+                let whole = matches!(parsed.fragment, FragmentPart::Whole);
+                role6(header[0], header[1], parsed.hop_limit, whole && room <= LARGEST_DISCOVERY)
+            };
             if matches!(parsed.icmp, IcmpRole::EchoRequest | IcmpRole::EchoReply) {
                 // Both ports, so that the key reads the same from either side.
                 parsed.source_port = u16_at(&header, 4);
                 parsed.destination_port = parsed.source_port;
             }
         }
-        protocol::IGMP => parsed.icmp = IcmpRole::Link,
+        protocol::IGMP if matches!(parsed.fragment, FragmentPart::Whole) => parsed.icmp = IcmpRole::Group,
         _ => {}
     }
     Ok(())
@@ -457,20 +479,23 @@ const fn role4(kind: u8) -> IcmpRole {
 }
 
 #[inline(always)]
-const fn role6(kind: u8) -> IcmpRole {
+const fn role6(kind: u8, code: u8, hop_limit: u8, small: bool) -> IcmpRole {
     match kind {
         icmp6::ECHO_REQUEST => IcmpRole::EchoRequest,
         icmp6::ECHO_REPLY => IcmpRole::EchoReply,
         icmp6::UNREACHABLE | icmp6::TOO_BIG | icmp6::TIME_EXCEEDED | icmp6::PARAMETER_PROBLEM => {
             IcmpRole::Error
         }
-        icmp6::MLD_QUERY
-        | icmp6::MLD_REPORT
-        | icmp6::MLD_DONE
-        | icmp6::MLD2_REPORT
-        | icmp6::ROUTER_SOLICITATION
-        | icmp6::NEIGHBOUR_SOLICITATION
-        | icmp6::NEIGHBOUR_ADVERTISEMENT => IcmpRole::Link,
+        // RFC 4861, 6.1 and 7.1: a hop limit of 255 and code 0.
+        icmp6::ROUTER_SOLICITATION | icmp6::NEIGHBOUR_SOLICITATION | icmp6::NEIGHBOUR_ADVERTISEMENT
+            if hop_limit == 255 && code == 0 && small =>
+        {
+            IcmpRole::Link
+        }
+        // RFC 3810, 5: a hop limit of 1.
+        icmp6::MLD_QUERY | icmp6::MLD_REPORT | icmp6::MLD_DONE | icmp6::MLD2_REPORT if hop_limit == 1 => {
+            IcmpRole::Group
+        }
         icmp6::ROUTER_ADVERTISEMENT | icmp6::REDIRECT => IcmpRole::Router,
         _ => IcmpRole::Plain,
     }

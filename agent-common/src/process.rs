@@ -116,11 +116,21 @@ fn advance<F: Family, D: Datapath<F>>(
     }
     let next = next_state(flow.state, flow.opener == transit.hook as u8, flags_of(&transit.packet));
     if next != flow.state {
-        entry.advance(next, timeout_of(transit.packet.protocol, next).wrapping_mul(path.config(config::HZ)));
+        let seconds = patience(transit.packet.protocol, next, entry.load().origin);
+        entry.advance(next, seconds.wrapping_mul(path.config(config::HZ)));
     }
     if now.wrapping_sub(flow.last_seen) >= TOUCH_EVERY {
         entry.touch(now);
     }
+}
+
+/// The time-out in seconds. A flow whose origin is not its address must be gone before the kernel's conntrack gives the
+/// masqueraded ports to somebody else (120 s for an answered UDP flow; nf_conntrack_udp_timeout_stream). TCP needs no
+/// such bound: a new connection begins with a SYN, which is always judged.
+#[inline(always)]
+fn patience(proto: u8, life: u8, from: u32) -> u32 {
+    let seconds = timeout_of(proto, life);
+    if from != origin::ADDRESS && proto != protocol::TCP && seconds > 100 { 100 } else { seconds }
 }
 
 #[inline(always)]
@@ -132,41 +142,82 @@ fn flags_of<A>(packet: &Parsed<A>) -> u8 {
 ///
 /// `Ok(true)` passes it at once (what the link needs), `Ok(false)` goes on.
 #[inline(always)]
-pub fn admit<F: Family>(endpoint: &Endpoint, transit: &Transit<F>) -> Result<bool, Reason> {
+pub fn admit<F: Family, M: Maps<F>>(
+    maps: &M,
+    endpoint: &Endpoint,
+    transit: &Transit<F>,
+) -> Result<bool, Reason> {
     let packet = &transit.packet;
-    // Until the pod of an interface is known its addresses are not; where it is let through, all of it is.
-    let strict =
-        endpoint.flags & endpoint_flags::KNOWN != 0 || endpoint.unknown_verdict == Verdict::Deny as u8;
     match transit.hook {
-        Direction::Egress => {
-            match packet.icmp {
-                IcmpRole::Router => return Err(Reason::ForbiddenIcmp),
-                IcmpRole::Link => {
-                    let own = is_local::<F>(endpoint, packet.source)
-                        || F::is_link_local(packet.source)
-                        || F::is_unspecified(packet.source);
-                    return if own || !strict { Ok(true) } else { Err(Reason::SpoofedSource) };
-                }
-                _ => {}
-            }
-            if F::is_loopback(packet.destination) || F::is_loopback(packet.source) {
-                return Err(Reason::SpoofedSource);
-            }
-            if strict && !is_local::<F>(endpoint, packet.source) {
-                return Err(Reason::SpoofedSource);
-            }
+        Direction::Egress => admit_egress::<F, M>(maps, endpoint, packet),
+        Direction::Ingress => admit_ingress::<F>(endpoint, packet),
+    }
+}
+
+/// Until the pod of an interface is known its addresses are not; where it is let through, all of it is.
+#[inline(always)]
+fn is_strict(endpoint: &Endpoint) -> bool {
+    endpoint.flags & endpoint_flags::KNOWN != 0 || endpoint.unknown_verdict == Verdict::Deny as u8
+}
+
+/// Whether a multicast listener's message stays on the link: anything else would be a tunnel past every policy.
+#[inline(always)]
+fn is_group_message<F: Family>(packet: &Parsed<F::Address>) -> bool {
+    matches!(packet.icmp, IcmpRole::Group)
+        && F::is_multicast(packet.destination)
+        && (packet.hop_limit == 1 || F::is_link_multicast(packet.destination))
+}
+
+#[inline(always)]
+fn admit_egress<F: Family, M: Maps<F>>(
+    maps: &M,
+    endpoint: &Endpoint,
+    packet: &Parsed<F::Address>,
+) -> Result<bool, Reason> {
+    if matches!(packet.icmp, IcmpRole::Router) {
+        return Err(Reason::ForbiddenIcmp);
+    }
+    let strict = is_strict(endpoint);
+    let own = is_local::<F>(endpoint, packet.outer_source);
+    let link = matches!(packet.icmp, IcmpRole::Link);
+    if link || is_group_message::<F>(packet) {
+        if strict && !own && !F::is_link_local(packet.outer_source) && !F::is_unspecified(packet.outer_source)
+        {
+            return Err(Reason::SpoofedSource);
         }
-        Direction::Ingress => {
-            if matches!(packet.icmp, IcmpRole::Link | IcmpRole::Router) {
-                return Ok(true);
-            }
-            if strict && !is_local::<F>(endpoint, packet.destination) && !F::is_multicast(packet.destination)
-            {
-                return Err(Reason::NotForPod);
-            }
+        if !link || F::is_multicast(packet.destination) || F::is_link_local(packet.destination) {
+            return Ok(true);
+        }
+        // A neighbour is probed by its own address; it is on this node, or what looks like a probe is judged.
+        let kind = identify(maps, packet.destination).kind;
+        if kind == Kind::Host as u8 || kind == Kind::Pod as u8 || kind == Kind::Unmanaged as u8 {
+            return Ok(true);
         }
     }
-    Ok(false)
+    if F::is_loopback(packet.destination) || F::is_loopback(packet.outer_source) {
+        return Err(Reason::SpoofedSource);
+    }
+    if strict && !own { Err(Reason::SpoofedSource) } else { Ok(false) }
+}
+
+#[inline(always)]
+fn admit_ingress<F: Family>(endpoint: &Endpoint, packet: &Parsed<F::Address>) -> Result<bool, Reason> {
+    let own = is_local::<F>(endpoint, packet.destination);
+    let multicast = F::is_multicast(packet.destination);
+    match packet.icmp {
+        // RFC 4861, 6.1.2 and 8.1: routers send these from a link-local address, and not over a router.
+        IcmpRole::Router => {
+            return if F::is_link_local(packet.outer_source) && packet.hop_limit == 255 {
+                Ok(true)
+            } else {
+                Err(Reason::ForbiddenIcmp)
+            };
+        }
+        IcmpRole::Link if own || multicast || F::is_link_local(packet.destination) => return Ok(true),
+        IcmpRole::Group if is_group_message::<F>(packet) => return Ok(true),
+        _ => {}
+    }
+    if is_strict(endpoint) && !own && !multicast { Err(Reason::NotForPod) } else { Ok(false) }
 }
 
 #[inline(always)]
@@ -235,10 +286,7 @@ impl<F: Family> Work<F> {
 /// The whole walk of a parsed packet.
 #[inline(always)]
 pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Action {
-    if matches!(admit(endpoint, &work.transit), Ok(false))
-        && work.transit.packet.fragment as u8 == FragmentPart::Whole as u8
-        && known_flow(path, &work.transit, &work.key)
-    {
+    if goes_first(&work.transit.packet) && known_flow(path, &work.transit, &work.key) {
         return Action::Pass;
     }
     match prepare(path, endpoint, work) {
@@ -246,6 +294,14 @@ pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut
         Step::Refuse(reason) => refuse(path, work, reason),
         Step::Judge => decide(path, endpoint, work),
     }
+}
+
+/// Whether the flow may be looked for before anything else: the key has the packet's own addresses and ports. A later
+/// fragment has no ports yet, and an ICMP error is about another packet than its own, whose source is still to be
+/// compared.
+#[inline(always)]
+pub fn goes_first<A>(packet: &Parsed<A>) -> bool {
+    packet.fragment as u8 == FragmentPart::Whole as u8 && !matches!(packet.icmp, IcmpRole::Error)
 }
 
 /// What [`prepare`] found.
@@ -263,7 +319,7 @@ pub enum Step {
 /// the orientation of the flow and where it comes from.
 #[inline(always)]
 pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Step {
-    match admit(endpoint, &work.transit) {
+    match admit(path, endpoint, &work.transit) {
         Ok(true) => return Step::Done(Action::Pass),
         Ok(false) => {}
         Err(reason) => return Step::Refuse(reason),
@@ -276,26 +332,46 @@ pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &
         if work.transit.packet.fragment as u8 == FragmentPart::Later as u8 {
             match path.fragment(&fragment_key) {
                 Some(first) if first.tag == fragment_tag(&fragment_key) => {
-                    work.transit.packet.source_port = first.source_port;
-                    work.transit.packet.destination_port = first.destination_port;
+                    recall(&mut work.transit.packet, first);
                 }
                 _ => return Step::Refuse(Reason::FragmentUnknown),
             }
             work.key = key_of(&work.transit.packet, hook);
         } else {
             // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it.
-            let fragment = Fragment {
-                tag: fragment_tag(&fragment_key),
-                source_port: work.transit.packet.source_port,
-                destination_port: work.transit.packet.destination_port,
-            };
+            let fragment = memory(&work.transit.packet, fragment_tag(&fragment_key));
             path.remember(&fragment_key, &fragment);
         }
-        if known_flow(path, &work.transit, &work.key) {
-            return Step::Done(Action::Pass);
-        }
+    }
+    if !goes_first(&work.transit.packet) && known_flow(path, &work.transit, &work.key) {
+        return Step::Done(Action::Pass);
     }
     orient(path, endpoint, work)
+}
+
+/// What later fragments need of the first one: the ports, or the id of an echo and whether it is a request.
+#[inline(always)]
+fn memory<A>(packet: &Parsed<A>, tag: u32) -> Fragment {
+    let destination_port = match packet.icmp {
+        IcmpRole::EchoRequest | IcmpRole::EchoReply => packet.icmp as u16,
+        _ => packet.destination_port,
+    };
+    Fragment { tag, source_port: packet.source_port, destination_port }
+}
+
+/// Gives a later fragment what [`memory`] kept.
+#[inline(always)]
+fn recall<A>(packet: &mut Parsed<A>, first: Fragment) {
+    packet.source_port = first.source_port;
+    packet.destination_port = first.destination_port;
+    if matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6) {
+        let request = first.destination_port == IcmpRole::EchoRequest as u16;
+        let reply = first.destination_port == IcmpRole::EchoReply as u16;
+        if request || reply {
+            packet.icmp = if request { IcmpRole::EchoRequest } else { IcmpRole::EchoReply };
+            packet.destination_port = first.source_port;
+        }
+    }
 }
 
 /// Which way the flow was opened, and from where.
@@ -338,14 +414,20 @@ fn orient<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut W
         work.question.origin = work.known.origin;
         return Step::Judge;
     }
-    if related {
-        return Step::Refuse(Reason::ForbiddenIcmp);
+    let without_flow =
+        related || matches!(packet.icmp, IcmpRole::EchoReply) || (needs_opening(packet.protocol) && !opens);
+    if without_flow {
+        // Of a pod that is not known yet, and let through until then, even connections that are older than we.
+        if !is_strict(endpoint) {
+            return Step::Done(Action::Pass);
+        }
+        return Step::Refuse(if related { Reason::ForbiddenIcmp } else { Reason::NoFlow });
     }
-    if matches!(packet.icmp, IcmpRole::EchoReply) || (needs_opening(packet.protocol) && !opens) {
-        return Step::Refuse(Reason::NoFlow);
-    }
-    if matches!(hook, Direction::Ingress) && identify(path, work.question.remote).kind == Kind::Host as u8 {
-        work.question.origin = origin_of(path, endpoint, &work.transit.metadata);
+    if matches!(hook, Direction::Ingress) {
+        let own = is_local::<F>(endpoint, work.question.remote);
+        if own || identify(path, work.question.remote).kind == Kind::Host as u8 {
+            work.question.origin = origin_of(path, endpoint, &work.transit.metadata, own);
+        }
     }
     Step::Judge
 }
@@ -429,7 +511,7 @@ fn store<F: Family, D: Datapath<F>>(
         flow =
             Flow { last_seen: work.now, opener: hook as u8, origin: work.question.origin, ..Flow::default() };
     }
-    flow.timeout = timeout_of(packet.protocol, flow.state).wrapping_mul(path.config(config::HZ));
+    flow.timeout = patience(packet.protocol, flow.state, flow.origin).wrapping_mul(path.config(config::HZ));
     flow.tag = work.key.tag();
     flow.revision = revision;
     flow.slot = slot;

@@ -23,7 +23,7 @@ use portcullis_common::packet::{
     FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
 use portcullis_common::process::{
-    Action, Datapath, Step, Transit, admit, decide, known_flow, prepare, refuse,
+    Action, Datapath, Step, Transit, decide, goes_first, known_flow, prepare, refuse,
 };
 use portcullis_common::reason::{Direction, Reason};
 
@@ -177,11 +177,12 @@ macro_rules! slow {
             let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else {
                 return Reason::NoEndpoint as u32;
             };
+            // The slot may have changed hands since the entry point looked it up.
+            if endpoint.ifindex != path.ifindex {
+                return Reason::NoEndpoint as u32;
+            }
             // Also when direct access found no flow: the packet may have options or lie beyond the linear part.
-            if matches!(admit(endpoint, &work.transit), Ok(false))
-                && work.transit.packet.fragment as u8 == FragmentPart::Whole as u8
-                && known_flow(&path, &work.transit, &work.key)
-            {
+            if goes_first(&work.transit.packet) && known_flow(&path, &work.transit, &work.key) {
                 return STEP_PASS;
             }
             match prepare(&path, endpoint, work) {
@@ -199,6 +200,9 @@ macro_rules! slow {
             // SAFETY: as in the functions before.
             let work = unsafe { &*work };
             let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return DROP };
+            if endpoint.ifindex != path.ifindex {
+                return refused(&path, Reason::NoEndpoint, work.transit.hook);
+            }
             match decide(&path, endpoint, work) {
                 Action::Pass => PASS,
                 Action::Drop => DROP,

@@ -27,6 +27,7 @@ pub struct Packet {
     extensions: Vec<(u8, Vec<u8>)>,
     /// IPv4 fragment field, or the IPv6 fragment header's offset and flag field.
     fragment: Option<(u16, u32)>,
+    hop_limit: Option<u8>,
 }
 
 impl Packet {
@@ -41,6 +42,7 @@ impl Packet {
             options: Vec::new(),
             extensions: Vec::new(),
             fragment: None,
+            hop_limit: None,
         }
     }
 
@@ -92,6 +94,13 @@ impl Packet {
         Self::icmp(source, destination, kind, 0, [a, b, 0, 1], &[0; 8])
     }
 
+    /// With this time to live or hop limit; 64 and 255 if not given.
+    #[must_use]
+    pub const fn hop_limit(mut self, hops: u8) -> Self {
+        self.hop_limit = Some(hops);
+        self
+    }
+
     /// From another MAC address.
     #[must_use]
     pub const fn from_mac(mut self, mac: [u8; 6]) -> Self {
@@ -137,7 +146,7 @@ impl Packet {
                     ip[4..6].copy_from_slice(&id.to_be_bytes()[2..]);
                     ip[6..8].copy_from_slice(&field.to_be_bytes());
                 }
-                ip[8] = 64;
+                ip[8] = self.hop_limit.unwrap_or(64);
                 ip[9] = self.protocol;
                 ip[12..16].copy_from_slice(&source.octets());
                 ip[16..20].copy_from_slice(&destination.octets());
@@ -168,7 +177,7 @@ impl Packet {
                 ip[0] = 0x60;
                 ip[4..6].copy_from_slice(&u16::try_from(body.len()).unwrap_or(0).to_be_bytes());
                 ip[6] = extensions.first().map_or(self.protocol, |(kind, _)| *kind);
-                ip[7] = 255;
+                ip[7] = self.hop_limit.unwrap_or(255);
                 ip[8..24].copy_from_slice(&source.octets());
                 ip[24..40].copy_from_slice(&destination.octets());
                 ip.extend(body);

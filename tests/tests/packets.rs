@@ -196,8 +196,8 @@ fn arp_and_neighbour_discovery_pass_and_router_messages_of_a_pod_do_not() {
         arp.extend([0; 28]);
         assert!(f.run_with(EGRESS, &arp, ProbeMetadata::default()));
         assert!(f.run_with(INGRESS, &arp, ProbeMetadata::default()));
-        for kind in [133, 135, 136, 143] {
-            let packet = Packet::icmp("fe80::1", "ff02::1", kind, 0, [0; 4], &[0; 16]);
+        for (kind, hops) in [(133, 255), (135, 255), (136, 255), (143, 1)] {
+            let packet = Packet::icmp("fe80::1", "ff02::1", kind, 0, [0; 4], &[0; 16]).hop_limit(hops);
             assert!(f.sends(&packet), "ICMPv6 {kind}");
             assert!(f.receives(&packet), "ICMPv6 {kind}");
         }
@@ -421,5 +421,116 @@ fn a_syn_is_judged_whatever_flow_exists() {
         assert!(f.sends(&Packet::tcp("10.0.0.2", 5000, "10.0.0.3", 8000, flags::SYN)));
         assert!(!f.receives(&Packet::tcp("10.0.0.3", 8000, "10.0.0.2", 5000, flags::SYN)));
         assert!(f.receives(&Packet::tcp("10.0.0.3", 8000, "10.0.0.2", 5000, flags::SYN | flags::ACK)));
+    });
+}
+
+#[test]
+fn what_only_looks_like_a_message_of_the_link_is_judged() {
+    with_fixture(|f| {
+        f.desired.subjects.insert(SUBJECT, rows(Verdict::Deny, &always(Verdict::Deny)));
+        f.apply();
+        let icmp6 =
+            |from: &str, to: &str, kind, body: usize| Packet::icmp(from, to, kind, 0, [0; 4], &vec![0; body]);
+        let igmp = |from: &str, to: &str| Packet::new(from, to, 2, vec![0; 1000]);
+        let outwards = [
+            igmp("10.0.0.2", "8.8.8.8"),
+            igmp("10.0.0.2", "239.1.1.1"), // would be routed
+            icmp6("fd00::2", "2001:db8::1", 135, 16),
+            icmp6("fd00::2", "ff02::1", 135, 900),
+            icmp6("fd00::2", "ff02::1", 135, 16).hop_limit(64),
+            icmp6("fd00::2", "fd00::3", 143, 16).hop_limit(1),
+            icmp6("fd00::2", "ff02::16", 143, 16).hop_limit(64),
+            icmp6("fd00::2", "ff02::1", 135, 16).fragment(0, true, 9),
+        ];
+        for (index, packet) in outwards.iter().enumerate() {
+            assert!(!f.sends(packet), "outwards {index}");
+        }
+        let inwards = [
+            igmp("8.8.8.8", "10.0.0.2"),
+            icmp6("2001:db8::1", "fd00::2", 135, 16).hop_limit(64),
+            icmp6("fd00::4", "fd00::2", 143, 16).hop_limit(1),
+        ];
+        for (index, packet) in inwards.iter().enumerate() {
+            assert!(!f.receives(packet), "inwards {index}");
+        }
+        // Redirects and advertisements that no router of this link can have sent.
+        let redirect = Packet::icmp("10.0.0.4", "10.0.0.2", 5, 1, [10, 0, 0, 4], &[0; 28]);
+        assert!(!f.receives(&redirect));
+        assert!(!f.receives(&icmp6("fd00::4", "fd00::2", 137, 32)));
+        assert!(!f.receives(&icmp6("fe80::4", "fd00::2", 134, 16).hop_limit(254)));
+        assert_eq!(f.drops(Reason::ForbiddenIcmp, INGRESS), 3);
+        // What the link needs goes on under the same policy.
+        assert!(f.sends(&icmp6("fd00::2", "fd00::1", 135, 16)), "a probe of the gateway's own address");
+        assert!(f.sends(&icmp6("fd00::2", "fd00::3", 136, 16)), "an answer to a neighbour");
+        assert!(f.receives(&icmp6("fd00::1", "fd00::2", 136, 16)));
+        assert!(f.receives(&icmp6("fe80::1", "ff02::1", 134, 16)));
+        assert!(f.sends(&Packet::new("10.0.0.2", "224.0.0.22", 2, vec![0; 16]).hop_limit(1)));
+    });
+}
+
+#[test]
+fn a_packet_with_the_pods_own_source_from_elsewhere_is_not_the_pods() {
+    with_fixture(|f| {
+        f.desired.subjects.insert(SUBJECT, rows(Verdict::Deny, &always(Verdict::Deny)));
+        f.apply();
+        for pod in ["10.0.0.2", "fd00::2"] {
+            assert!(!f.receives(&Packet::udp(pod, 9, pod, 80)), "by an uplink");
+            assert!(!f.run(INGRESS, &Packet::udp(pod, 9, pod, 80)), "made by the node");
+            let own_interface = ProbeMetadata { ingress_ifindex: 1, ifindex: 0 };
+            assert!(f.run_with(INGRESS, &Packet::udp(pod, 9, pod, 81).bytes(), own_interface), "a hairpin");
+        }
+        assert_eq!(f.counters(WORLD, API, INGRESS).decisions, [0, 4, 0]);
+    });
+}
+
+#[test]
+fn an_icmp_error_of_a_pod_comes_from_its_own_address() {
+    with_fixture(|f| {
+        let received = Packet::udp("10.0.0.3", 5000, "10.0.0.2", 80);
+        assert!(f.receives(&received));
+        let error = |from| Packet::icmp(from, "10.0.0.3", 3, 3, [0; 4], &received.ip()[..28]);
+        assert!(f.sends(&error("10.0.0.2")), "port unreachable");
+        assert!(!f.sends(&error("99.9.9.9")));
+        assert!(!f.sends(&error("127.0.0.1")));
+        assert_eq!(f.drops(Reason::SpoofedSource, EGRESS), 2);
+    });
+}
+
+#[test]
+fn fragments_of_an_echo_follow_their_first_one_in_the_direction_of_the_question() {
+    with_fixture(|f| {
+        f.desired.subjects.insert(SUBJECT, rows(Verdict::Deny, &always(Verdict::Allow)));
+        // WEB may be asked, and may not ask.
+        let mut set = (*f.desired.subjects[&SUBJECT]).clone();
+        set.insert((INGRESS, WEB), always(Verdict::Deny));
+        f.desired.subjects.insert(SUBJECT, std::sync::Arc::new(set));
+        f.apply();
+        for (pod, web, protocol) in [("10.0.0.2", "10.0.0.3", 1), ("fd00::2", "fd00::3", 58)] {
+            let later = |from, to, id| Packet::new(from, to, protocol, vec![0; 64]).fragment(185, false, id);
+            assert!(f.sends(&Packet::echo(pod, web, true, 7).fragment(0, true, 1)));
+            assert!(f.sends(&later(pod, web, 1)));
+            assert!(f.receives(&Packet::echo(web, pod, false, 7).fragment(0, true, 2)));
+            assert!(f.receives(&later(web, pod, 2)), "the rest of a large answer");
+            assert!(
+                !f.receives(&Packet::echo(web, pod, true, 7).fragment(0, true, 3)),
+                "a question from there"
+            );
+            assert!(!f.receives(&later(web, pod, 3)), "and its rest");
+        }
+    });
+}
+
+#[test]
+fn connections_older_than_we_go_on_at_a_pod_that_is_audited_until_it_is_known() {
+    with_fixture(|f| {
+        let unknown = portcullis::datapath::EndpointSpec { pod: None, unknown: Verdict::Audit, ..endpoint() };
+        f.apply_with(&[unknown], Mode::Enforce);
+        assert!(f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK)));
+        assert!(f.receives(&Packet::tcp("10.0.0.3", 80, "10.0.0.2", 4000, flags::ACK)));
+        f.apply();
+        assert!(
+            !f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK)),
+            "its orientation is unknown"
+        );
     });
 }
