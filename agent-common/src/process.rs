@@ -125,7 +125,7 @@ fn advance<F: Family, D: Datapath<F>>(
 }
 
 /// The time-out in seconds. A flow whose origin is not its address must be gone before the kernel's conntrack gives the
-/// masqueraded ports to somebody else (120 s for an answered UDP flow; nf_conntrack_udp_timeout_stream). TCP needs no
+/// masqueraded ports to somebody else (120 s for an answered UDP flow, `nf_conntrack_udp_timeout_stream`). TCP needs no
 /// such bound: a new connection begins with a SYN, which is always judged.
 #[inline(always)]
 fn patience(proto: u8, life: u8, from: u32) -> u32 {
