@@ -9,6 +9,9 @@ pub mod command;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod host;
 pub mod manifests;
 pub mod netns;
 pub mod node;
