@@ -92,11 +92,7 @@ fn source_state(owner: &Owner, source: &str) -> SourceState {
     SourceState {
         name: source.to_owned(),
         synced: owner.synced,
-        errors: owner
-            .problems
-            .iter()
-            .map(|problem| format!("{}: {}", problem.place, problem.message))
-            .collect(),
+        errors: owner.problems.iter().map(ToString::to_string).collect(),
         objects: counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
     }
 }

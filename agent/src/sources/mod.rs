@@ -45,3 +45,11 @@ pub struct SourceProblem {
     /// What is wrong, what follows and what to do.
     pub message: String,
 }
+
+impl std::fmt::Display for SourceProblem {
+    /// Place and message; a message that names the place itself stands alone.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { place, message } = self;
+        if message.starts_with(place.as_str()) { f.write_str(message) } else { write!(f, "{place}: {message}") }
+    }
+}
