@@ -50,6 +50,10 @@ impl std::fmt::Display for SourceProblem {
     /// Place and message; a message that names the place itself stands alone.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { place, message } = self;
-        if message.starts_with(place.as_str()) { f.write_str(message) } else { write!(f, "{place}: {message}") }
+        if message.starts_with(place.as_str()) {
+            f.write_str(message)
+        } else {
+            write!(f, "{place}: {message}")
+        }
     }
 }

@@ -69,8 +69,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     result
 }
 
-/// Says what is missing, before anything is built or made. What only the build needs, the build names.
+/// Says what is missing and installs it, before anything is built or made.
 fn require() -> Result<()> {
+    crate::setup::ensure_ready()?;
     require_privileges()
 }
 

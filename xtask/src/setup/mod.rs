@@ -72,6 +72,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
+/// Installs what is missing before a command that needs it, saying so first; silent where nothing is.
+pub fn ensure_ready() -> Result<()> {
+    if needs::missing(false).is_empty() {
+        return Ok(());
+    }
+    let done = run(&Arguments { check: false, ci: false })?;
+    ensure!(done == ExitCode::SUCCESS, "this machine lacks what is named above");
+    Ok(())
+}
+
 fn is_root() -> bool {
     // SAFETY: a system call without arguments that cannot fail.
     unsafe { libc::geteuid() == 0 }
