@@ -161,22 +161,28 @@ impl Owner {
         self.endpoints.clear();
         self.ignored.clear();
         self.bypassed.clear();
+        self.bindings
+            .see(&self.links.links.values().map(|link| (link.ifindex, link.name.as_str())).collect());
         for link in self.links.links.values() {
-            // What is bound stays an endpoint, whatever becomes of its pod.
-            let bound = self.bindings.uid(link.ifindex).is_some();
-            match classify(link, |address| bound || owner_of.contains_key(&address), &ranges) {
-                Classification::Endpoint => {
-                    let peer = link.peer.as_ref();
+            // What was an endpoint stays one, whatever becomes of its pod and its addresses, and keeps its programs and
+            // its flows while it has to be looked at again.
+            let known = self.bindings.knows(link.ifindex, &link.name);
+            let class = classify(link, |address| known || owner_of.contains_key(&address), &ranges);
+            match class {
+                Classification::Pending if !known => {
+                    self.ignored.insert(link.name.clone(), "waits for an address".to_owned());
+                }
+                Classification::Endpoint | Classification::Pending => {
+                    // A look without a pod's address tells nothing.
+                    let peer = link.peer.as_ref().filter(|_| class == Classification::Endpoint);
                     self.endpoints.push(Candidate {
                         ifindex: link.ifindex,
                         name: link.name.clone(),
                         master: link.master,
                         mac: peer.and_then(|peer| peer.mac),
                         addresses: peer.map(|peer| peer.addresses.clone()).unwrap_or_default(),
+                        appeared: link.appeared,
                     });
-                }
-                Classification::Pending => {
-                    self.ignored.insert(link.name.clone(), "waits for an address".to_owned());
                 }
                 Classification::Ignored(reason) => drop(self.ignored.insert(link.name.clone(), reason)),
                 Classification::Bypassed(kind) => {
