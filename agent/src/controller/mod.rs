@@ -75,8 +75,13 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED]);
     serve(args.metrics_address, metrics.clone(), readiness.clone())?;
 
+    let earlier = earlier_names(run_dir);
+    let endpoints_before = earlier.state().endpoints.as_slice();
     let events = datapath.events()?;
     let denials = denials::Denials::start();
+    // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
+    denials.name(Arc::new(earlier.state().clone()));
+    metrics.set_state(Arc::new(earlier.state().clone()));
     let reader = {
         let denials = denials.clone();
         tokio::spawn(async move { events.run(|records| denials.take(records)).await })
@@ -86,7 +91,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         World { settings: settings(args)?, ..World::default() },
         datapath,
         Numbers::new(args.sizes.subjects_size),
-        Bindings::new(args.unknown_endpoint.into(), first_start, &earlier_endpoints(run_dir)),
+        Bindings::new(args.unknown_endpoint.into(), first_start, endpoints_before),
     );
 
     let (sender, mut batches) = mpsc::channel::<Batch>(64);
@@ -97,8 +102,17 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-    let mut agent =
-        Agent { run_dir, source_name, metrics, readiness, denials, written: None, warned: None, hooks: None };
+    let mut agent = Agent {
+        run_dir,
+        source_name,
+        metrics,
+        readiness,
+        denials,
+        earlier: Some(earlier),
+        written: None,
+        warned: None,
+        hooks: None,
+    };
     loop {
         let mut since = Instant::now();
         let mut changed = true;
@@ -145,14 +159,32 @@ fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
     })
 }
 
-/// The endpoints of an earlier agent; none if it left no names, or none that can be read.
-fn earlier_endpoints(run_dir: &Path) -> Vec<crate::state::EndpointState> {
+/// The names file that an earlier agent left.
+#[derive(Debug)]
+enum Earlier {
+    /// There is none.
+    None(State),
+    /// It cannot be read; a person may want to look at it.
+    Unreadable(State),
+    /// What it says.
+    Names(State),
+}
+
+impl Earlier {
+    const fn state(&self) -> &State {
+        match self {
+            Self::None(state) | Self::Unreadable(state) | Self::Names(state) => state,
+        }
+    }
+}
+
+fn earlier_names(run_dir: &Path) -> Earlier {
     match State::read(run_dir) {
-        Ok(state) => state.endpoints,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Ok(state) => Earlier::Names(state),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Earlier::None(State::default()),
         Err(error) => {
             warn!(%error, "the names file of the earlier agent cannot be read: its interfaces are bound anew");
-            Vec::new()
+            Earlier::Unreadable(State::default())
         }
     }
 }
@@ -164,6 +196,8 @@ struct Agent<'a> {
     metrics: AgentMetrics,
     readiness: Readiness,
     denials: denials::Denials,
+    /// The names of the earlier agent, until this one has programmed its own: its numbers are in force.
+    earlier: Option<Earlier>,
     /// The state that was written last, but for its times.
     written: Option<State>,
     /// The error that was logged last, so that a lasting one is said once.
@@ -180,6 +214,7 @@ impl Agent<'_> {
         }
         match owner.program() {
             Ok(applied) => {
+                self.earlier = None;
                 self.metrics.observe_programming(since.elapsed());
                 for waited in owner.newly_attached() {
                     self.metrics.observe_attach(waited);
@@ -220,13 +255,20 @@ impl Agent<'_> {
 
     /// Writes the names file if it changed.
     fn report(&mut self, owner: &Owner) {
-        let state = report::state(owner, &self.source_name);
+        let now = report::state(owner, &self.source_name);
+        let state = match &self.earlier {
+            None => now,
+            Some(earlier) => report::before_programming(now, earlier.state()),
+        };
         let timeless = State { written: 0, last_success: 0, ..state.clone() };
         if self.written.as_ref() == Some(&timeless) {
             return;
         }
         self.denials.name(Arc::new(state.clone()));
         self.metrics.set_state(Arc::new(state.clone()));
+        if matches!(self.earlier, Some(Earlier::Unreadable(_))) {
+            return;
+        }
         match state.write(self.run_dir) {
             Ok(()) => self.written = Some(timeless),
             Err(error) => {
