@@ -30,8 +30,11 @@ use crate::state::State;
 use bindings::Bindings;
 use owner::Owner;
 
-/// How often attachment is compared, what failed is tried again and what was retired is deleted.
+/// How often attachment is compared and what was retired is deleted; what failed is tried again no sooner.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What fails is tried again after twice the time of before, up to this one.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// What must hold for the agent to be ready.
 const SOURCE: &str = "source";
@@ -112,14 +115,15 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         written: None,
         warned: None,
         hooks: None,
+        retry: Retry::default(),
     };
     loop {
-        let mut since = Instant::now();
+        let mut since = None;
         let mut changed = true;
         tokio::select! {
             batch = batches.recv() => {
                 let Some(batch) = batch else { anyhow::bail!("the manifests source ended") };
-                since = batch.since;
+                since = Some(batch.since);
                 owner.take(batch);
                 while let Ok(batch) = batches.try_recv() {
                     owner.take(batch);
@@ -202,20 +206,51 @@ struct Agent<'a> {
     written: Option<State>,
     /// The error that was logged last, so that a lasting one is said once.
     warned: Option<String>,
-    /// Hooks that should have a program and that have it, at the last look.
-    hooks: Option<(usize, usize)>,
+    /// How the hooks were when readiness was judged last.
+    hooks: Option<owner::Hooks>,
+    retry: Retry,
+}
+
+/// When what failed is tried again.
+#[derive(Debug, Default)]
+struct Retry {
+    next: Option<(Instant, Duration)>,
+}
+
+impl Retry {
+    /// Whether to try again now; `wanted`: something failed that another try may mend.
+    fn is_due(&mut self, wanted: bool, now: Instant) -> bool {
+        if !wanted {
+            self.next = None;
+            return false;
+        }
+        let (at, delay) = self.next.unwrap_or((now, HOUSEKEEPING / 2));
+        if now < at {
+            return false;
+        }
+        let delay = (delay * 2).min(LONGEST_RETRY);
+        self.next = Some((now + delay, delay));
+        true
+    }
 }
 
 impl Agent<'_> {
-    /// Compiles and programs; errors are kept for the report and tried again by the housekeeping.
-    fn program(&mut self, owner: &mut Owner, since: Instant) {
+    /// Compiles and programs; errors are kept for the report and tried again by the housekeeping. `since`: when the
+    /// objects arrived that caused it, if any did.
+    fn program(&mut self, owner: &mut Owner, since: Option<Instant>) {
         if !owner.ready_to_program() {
             return;
         }
+        let begun = Instant::now();
         match owner.program() {
             Ok(applied) => {
                 self.earlier = None;
-                self.metrics.observe_programming(since.elapsed());
+                if let Some(since) = since
+                    && applied.writes > 0
+                {
+                    self.metrics.observe_programming(since.elapsed());
+                }
+                owner.look_at_hooks();
                 for waited in owner.newly_attached() {
                     self.metrics.observe_attach(waited);
                 }
@@ -224,7 +259,7 @@ impl Agent<'_> {
                         writes = applied.writes,
                         judged_again = applied.revised,
                         endpoints = owner.endpoints.len(),
-                        milliseconds = since.elapsed().as_secs_f64() * 1e3,
+                        milliseconds = since.unwrap_or(begun).elapsed().as_secs_f64() * 1e3,
                         "programmed"
                     );
                 }
@@ -238,7 +273,7 @@ impl Agent<'_> {
         if text.is_empty() {
             self.warned = None;
         } else if self.warned.as_ref() != Some(&text) {
-            error!(error = %text, "not everything is programmed; what is not is denied, and tried again every second");
+            error!(error = %text, "not everything is programmed; what is not is denied, and tried again");
             self.warned = Some(text);
         }
     }
@@ -249,8 +284,10 @@ impl Agent<'_> {
             warn!(%error, "what was retired stays in the maps for now");
         }
         self.denials.summarize();
-        let (expected, attached) = owner.hooks();
-        !owner.errors.is_empty() || attached < expected
+        owner.look_at_hooks();
+        // Others that put their programs before ours are reported; attaching again would not change it.
+        let wanted = !owner.errors.is_empty() || owner.hooks().missing > 0;
+        self.retry.is_due(wanted, Instant::now())
     }
 
     /// Writes the names file if it changed.
@@ -294,7 +331,7 @@ impl Agent<'_> {
             owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned());
         say(PROGRAMMED, owner.last_success.is_some() && owner.errors.is_empty(), missing);
         let hooks = owner.hooks();
-        let (expected, attached) = hooks;
+        let owner::Hooks { expected, attached, .. } = hooks;
         let bypassed = owner.bypassed.len();
         say(
             ATTACHED,
@@ -323,4 +360,21 @@ fn serve(address: std::net::SocketAddr, metrics: AgentMetrics, readiness: Readin
         Ok(())
     })?;
     Ok(bound.recv().context("the metrics thread ended before it listened")??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_tried_at_once_then_ever_more_rarely_and_anew_after_a_success() {
+        let start = Instant::now();
+        let mut retry = Retry::default();
+        let tries = |retry: &mut Retry| -> Vec<u64> {
+            (0..40).filter(|s| retry.is_due(true, start + Duration::from_secs(*s))).collect()
+        };
+        assert_eq!(tries(&mut retry), [0, 1, 3, 7, 15, 25, 35]);
+        assert!(!retry.is_due(false, start));
+        assert!(retry.is_due(true, start));
+    }
 }

@@ -46,6 +46,19 @@ pub struct Owner {
     retained: BTreeSet<String>,
     /// Interfaces whose programs were attached, with the moment they appeared.
     attached: BTreeMap<u32, Instant>,
+    /// What the endpoints' hooks looked like at the last look.
+    hooks: BTreeMap<(u32, Direction), HookState>,
+}
+
+/// How many hooks should have a program, and how they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Hooks that should have a program.
+    pub expected: usize,
+    /// Those that have it in the first place.
+    pub attached: usize,
+    /// Those that do not have it.
+    pub missing: usize,
 }
 
 impl Owner {
@@ -68,6 +81,7 @@ impl Owner {
             numbers,
             retained: BTreeSet::new(),
             attached: BTreeMap::new(),
+            hooks: BTreeMap::new(),
         }
     }
 
@@ -214,10 +228,7 @@ impl Owner {
         let mut now_attached = BTreeMap::new();
         for endpoint in &self.endpoints {
             let Some(link) = self.links.links.get(&endpoint.ifindex) else { continue };
-            if !Direction::ALL
-                .iter()
-                .all(|d| self.datapath.hook_state(endpoint.ifindex, *d) != HookState::Missing)
-            {
+            if Direction::ALL.iter().any(|d| self.hook(endpoint.ifindex, *d) == HookState::Missing) {
                 continue;
             }
             if self.attached.get(&endpoint.ifindex) != Some(&link.appeared) {
@@ -229,14 +240,25 @@ impl Owner {
         waited
     }
 
-    /// Hooks that should have a program, and those that have it in the first place.
-    pub fn hooks(&self) -> (usize, usize) {
-        let states = self
-            .endpoints
-            .iter()
-            .flat_map(|e| Direction::ALL.iter().map(|d| self.datapath.hook_state(e.ifindex, *d)));
-        let attached = states.filter(|state| *state == HookState::Attached).count();
-        (self.endpoints.len() * Direction::ALL.len(), attached)
+    /// Asks the kernel what is on the endpoints' hooks: one query each, so not more often than needed.
+    pub fn look_at_hooks(&mut self) {
+        let hooks = self.endpoints.iter().flat_map(|e| Direction::ALL.iter().map(|d| (e.ifindex, *d)));
+        self.hooks = hooks.map(|(ifindex, d)| ((ifindex, d), self.datapath.hook_state(ifindex, d))).collect();
+    }
+
+    /// What a hook was like at the last look.
+    pub fn hook(&self, ifindex: u32, direction: Direction) -> HookState {
+        self.hooks.get(&(ifindex, direction)).copied().unwrap_or(HookState::Missing)
+    }
+
+    /// How the hooks were at the last look.
+    pub fn hooks(&self) -> Hooks {
+        let count = |wanted| self.hooks.values().filter(|state| **state == wanted).count();
+        Hooks {
+            expected: self.hooks.len(),
+            attached: count(HookState::Attached),
+            missing: count(HookState::Missing),
+        }
     }
 
     /// Deletes what was retired, and gives numbers back that nobody uses. Principals keep theirs: their counters live.

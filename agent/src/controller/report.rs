@@ -127,7 +127,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
             let hooks: BTreeMap<String, String> = Direction::ALL
                 .iter()
                 .map(|direction| {
-                    let state = match owner.datapath().hook_state(candidate.ifindex, *direction) {
+                    let state = match owner.hook(candidate.ifindex, *direction) {
                         HookState::Attached => "attached",
                         HookState::NotFirst => "not-first",
                         HookState::Missing => "missing",
