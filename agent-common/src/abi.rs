@@ -173,9 +173,9 @@ impl Addr6 {
 /// How many addresses of a family an endpoint can have.
 pub const ENDPOINT_ADDRESSES: usize = 2;
 /// How many slots after the first one are tried for an interface.
-pub const ENDPOINT_PROBES: u32 = 4;
+pub const ENDPOINT_PROBES: u32 = 16;
 /// How many slots there are; a power of two. `slot = (ifindex + probe) % ENDPOINT_SLOTS`.
-pub const ENDPOINT_SLOTS: u32 = 1024;
+pub const ENDPOINT_SLOTS: u32 = 4096;
 
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {

@@ -186,6 +186,26 @@ impl<'a> Agent<'a> {
         self.wait_ready()
     }
 
+    /// As [`Self::restart`], with these arguments beside its own, for this start only.
+    pub fn restart_with<A: Into<OsString>>(&mut self, args: impl IntoIterator<Item = A>) -> Result<()> {
+        self.spawn_with(args)?;
+        self.wait_ready()
+    }
+
+    /// Starts it again, and does not wait until it is ready.
+    pub fn spawn_again(&mut self) -> Result<()> {
+        self.spawn_with(std::iter::empty::<OsString>())
+    }
+
+    fn spawn_with<A: Into<OsString>>(&mut self, args: impl IntoIterator<Item = A>) -> Result<()> {
+        ensure!(self.child.is_none(), "the agent still runs: kill or terminate it first");
+        let own = self.args.len();
+        self.args.extend(args.into_iter().map(Into::into));
+        let spawned = self.spawn();
+        self.args.truncate(own);
+        spawned
+    }
+
     /// Runs another command of the binary (`["dump", "flows"]`) against the same pins and names.
     pub fn cli<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<String> {
         run(self.command(args).env(owner::MARK, &self.mark))

@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use portcullis::datapath::sys;
 use portcullis_tests::node::OUTSIDE;
 use portcullis_tests::{Agent, Manifests, Network, Node, Pod, PodObject, eventually, privileged_test};
 
 /// For what must work.
 const SOON: Duration = Duration::from_secs(5);
+/// For what must work at once: less than it takes until a lost SYN is sent again.
+const AT_ONCE: Duration = Duration::from_millis(900);
 /// For what must not: long enough for an answer, and for one retransmission of a SYN.
 const NEVER: Duration = Duration::from_millis(1300);
 
@@ -74,6 +77,15 @@ fn metric(agent: &Agent<'_>, line: &str) -> Result<f64> {
 const INTRUDER_DENIED: &str = "portcullis_decisions_total{destination_namespace=\"shop\",\
      destination_service_account=\"db\",direction=\"ingress\",source_namespace=\"elsewhere\",\
      source_service_account=\"intruder\",verdict=\"deny\"}";
+
+/// Packets dropped for a reason that no restart may cause.
+fn dropped(agent: &Agent<'_>, reason: &str) -> Result<f64> {
+    let (_, text) = agent.get("/metrics")?;
+    let start = "portcullis_drops_total{";
+    let label = format!("reason=\"{reason}\"");
+    let lines = text.lines().filter(|line| line.starts_with(start) && line.contains(&label));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
 
 fn db_is_open_to_the_api_only(network: Network, args: &[&str]) -> Result<()> {
     let (node, manifests) = shop(network)?;
@@ -188,6 +200,10 @@ fn a_killed_agent_leaves_enforcement_and_connections_and_its_restart_disturbs_no
         let (_server, _server6) = (db.ns.tcp_echo(at)?, db.ns.tcp_echo(at6)?);
         let mut established = api.ns.tcp_connect(at, SOON)?;
         established.exchange(SOON)?;
+        let no_drops = |agent: &Agent<'_>| -> Result<[f64; 2]> {
+            Ok([dropped(agent, "no-policy")?, dropped(agent, "no-flow")?])
+        };
+        let drops = no_drops(&agent)?;
 
         let done = AtomicBool::new(false);
         let (allowed, denied, failures, breaches) =
@@ -196,7 +212,8 @@ fn a_killed_agent_leaves_enforcement_and_connections_and_its_restart_disturbs_no
             // Permitted and forbidden traffic all the while, over new connections and one that lives on.
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    let ok = api.ns.tcp_exchange(at, SOON).is_ok() && api.ns.tcp_exchange(at6, SOON).is_ok();
+                    let ok =
+                        api.ns.tcp_exchange(at, AT_ONCE).is_ok() && api.ns.tcp_exchange(at6, AT_ONCE).is_ok();
                     if ok { &allowed } else { &failures }.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -234,6 +251,97 @@ fn a_killed_agent_leaves_enforcement_and_connections_and_its_restart_disturbs_no
         })?;
         ensure!(failures.load(Ordering::Relaxed) == 0, "{failures:?} permitted connections failed");
         ensure!(breaches.load(Ordering::Relaxed) == 0, "{breaches:?} forbidden connections came through");
+        // A dropped SYN is sent again and a dropped segment, too: connections alone would not show them.
+        ensure!(
+            no_drops(&agent)? == drops,
+            "dropped over the restarts: {:?} before {drops:?}",
+            no_drops(&agent)
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_start_with_a_file_that_does_not_parse_loses_neither_enforcement_nor_names_nor_bindings() -> Result<()> {
+    privileged_test(|| {
+        let (node, manifests) = shop(Network::Routed)?;
+        let mut agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
+        let [api, db, intruder] = [&node.pods[0], &node.pods[1], &node.pods[2]];
+        let at = SocketAddr::new(db.v4.into(), 5432);
+        let _server = db.ns.tcp_echo(at)?;
+        ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err());
+        let state = portcullis::state::State::path(agent.run_dir());
+        let names = || -> Result<serde_json::Value> {
+            let mut names: serde_json::Value = serde_json::from_slice(&std::fs::read(&state)?)?;
+            // What a start may say of itself.
+            for own in ["pid", "written", "source", "errors"] {
+                names.as_object_mut().context("an object")?.remove(own);
+            }
+            Ok(names)
+        };
+        let before = names()?;
+        ensure!(before["endpoints"].as_array().is_some_and(|e| e.len() == 3 && e[0]["uid"].is_string()));
+        let denied = metric(&agent, INTRUDER_DENIED)?;
+        ensure!(denied > 0.0);
+
+        agent.kill()?;
+        manifests.write("db.yaml", "spec: [")?;
+        agent.spawn_again()?;
+        eventually("the mistake to be reported", || {
+            metric(&agent, "portcullis_source_errors").is_ok_and(|errors| errors >= 1.0)
+        })?;
+        let drops = dropped(&agent, "no-policy")?;
+        // Through several rounds of housekeeping.
+        let begun = std::time::Instant::now();
+        eventually("three seconds of new connections", || {
+            begun.elapsed() > Duration::from_secs(3) || api.ns.tcp_exchange(at, AT_ONCE).is_err()
+        })?;
+        api.ns.tcp_exchange(at, AT_ONCE).context("what is permitted stays so")?;
+        ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err(), "what is forbidden stays so");
+        ensure!(dropped(&agent, "no-policy")? <= drops, "rows in force were taken away");
+        ensure!(metric(&agent, INTRUDER_DENIED)? > denied, "the series keeps its names");
+        ensure!(names()? == before, "names and bindings are the earlier agent's");
+        let status = agent.cli(["status"]).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        ensure!(status.contains("db.yaml"), "the file in the status:\n{status}");
+
+        manifests.write("db.yaml", DB_POLICY)?;
+        agent.wait_ready()?;
+        api.ns.tcp_exchange(at, AT_ONCE)?;
+        ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err());
+        Ok(())
+    })
+}
+
+#[test]
+fn attaching_the_other_way_leaves_one_program_on_each_hook() -> Result<()> {
+    privileged_test(|| {
+        let (node, manifests) = shop(Network::Routed)?;
+        let mut agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
+        let [api, db, intruder] = [&node.pods[0], &node.pods[1], &node.pods[2]];
+        let at = SocketAddr::new(db.v4.into(), 5432);
+        let _server = db.ns.tcp_echo(at)?;
+        // Programs of TCX and filters on both hooks of the database's interface.
+        let programs = || -> Result<(Vec<usize>, Vec<usize>)> {
+            let tcx = node.ns.run(|| -> Result<Vec<usize>> {
+                let index = (1..100).find(|i| sys::interface_name(*i).as_ref() == Some(&db.veth));
+                let index = index.context("the interface")?;
+                [false, true].iter().map(|egress| Ok(sys::tcx_programs(index, *egress)?.len())).collect()
+            })?;
+            let filters = |hook| -> Result<usize> {
+                let shown = node.ns.command("tc", ["filter", "show", "dev", &db.veth, hook]).output()?;
+                Ok(String::from_utf8_lossy(&shown.stdout).lines().filter(|l| l.contains("handle 0x")).count())
+            };
+            Ok((tcx, vec![filters("ingress")?, filters("egress")?]))
+        };
+        let (tcx, clsact) = ((vec![1, 1], vec![0, 0]), (vec![0, 0], vec![1, 1]));
+        ensure!(programs()? == tcx, "{:?}", programs());
+        for (how, expected) in [("clsact", &clsact), ("tcx", &tcx), ("clsact", &clsact)] {
+            agent.kill()?;
+            agent.restart_with(["--attach", how])?;
+            ensure!(programs()? == *expected, "{how}: {:?}", programs());
+            api.ns.tcp_exchange(at, AT_ONCE)?;
+            ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err());
+        }
         Ok(())
     })
 }

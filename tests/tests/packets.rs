@@ -1,9 +1,12 @@
 //! Packets through the loaded programs: verdict, reason and counters.
 
 use portcullis::datapath::testrun::ProbeMetadata;
-use portcullis_common::abi::Mode;
+use portcullis::datapath::{DatapathError, EndpointSpec, HookState};
+use portcullis_common::abi::{ENDPOINT_PROBES, ENDPOINT_SLOTS, Mode};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
-use portcullis_tests::fixture::{API, INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture};
+use portcullis_tests::fixture::{
+    API, Fixture, INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture,
+};
 use portcullis_tests::packets::{Packet, flags};
 
 const EGRESS: Direction = Direction::Egress;
@@ -396,6 +399,40 @@ fn an_interface_without_an_entry_passes_nothing() {
         f.apply_with(&[], Mode::Enforce);
         assert!(!f.receives(&Packet::tcp("10.0.0.3", 1, "10.0.0.2", 80, flags::SYN)));
         assert_eq!(f.drops(Reason::NoEndpoint, INGRESS), 1);
+    });
+}
+
+#[test]
+fn an_interface_that_finds_no_slot_has_its_programs_and_passes_nothing() {
+    with_fixture(|f| {
+        let syn = Packet::tcp("10.0.0.3", 1, "10.0.0.2", 80, flags::SYN);
+        f.apply_with(&[], Mode::Enforce);
+        assert_eq!(f.datapath.hook_state(1, INGRESS), HookState::Missing);
+        // Their indexes fall on the same slots, all that the interface may have.
+        let mut crowd: Vec<_> = (1..=ENDPOINT_PROBES)
+            .map(|i| EndpointSpec { ifindex: 1 + i * ENDPOINT_SLOTS, name: format!("gone{i}"), ..endpoint() })
+            .collect();
+        crowd.push(endpoint());
+        let apply = |f: &mut Fixture, endpoints: &[EndpointSpec]| {
+            let applied = f.datapath.apply(&f.desired, endpoints, Mode::Enforce, std::iter::empty());
+            applied.expect("the state is applied").errors
+        };
+        let errors = apply(f, &crowd);
+        assert!(matches!(errors[..], [DatapathError::NoSlot { ifindex: 1, .. }]), "{errors:?}");
+        for direction in [INGRESS, EGRESS] {
+            assert_eq!(f.datapath.hook_state(1, direction), HookState::Attached);
+        }
+        assert!(!f.receives(&syn));
+        assert_eq!(f.drops(Reason::NoEndpoint, INGRESS), 1);
+        // The last slot that is tried becomes free.
+        crowd.swap_remove(ENDPOINT_PROBES as usize - 1);
+        assert!(apply(f, &crowd).is_empty());
+        assert!(f.receives(&syn));
+        // No endpoint any more, whether it has a slot or not: the programs go.
+        assert!(apply(f, &[]).is_empty());
+        for direction in [INGRESS, EGRESS] {
+            assert_eq!(f.datapath.hook_state(1, direction), HookState::Missing);
+        }
     });
 }
 

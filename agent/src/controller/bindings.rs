@@ -3,10 +3,13 @@
 //! `NET_ADMIN` can give itself any address, and must not choose its identity by it.
 //!
 //! A pod that owns none any more is over, and its address has gone to another one: the API may tell so only after the
-//! new pod's interface was seen, so such a binding is made anew.
+//! new pod's interface was seen, so such a binding is made anew. But an interface that nobody is bound to comes first,
+//! and the newest of several: it is the new pod's own. An interface whose claim is not believed is denied, whatever
+//! unknown pods get.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use portcullis_common::Verdict;
 
@@ -26,6 +29,8 @@ pub struct Candidate {
     pub mac: Option<[u8; 6]>,
     /// Addresses first seen in the pod's namespace.
     pub addresses: Vec<IpAddr>,
+    /// When it was first seen.
+    pub appeared: Instant,
 }
 
 /// What is known about an interface's pod.
@@ -35,18 +40,23 @@ struct Binding {
     uid: Option<String>,
     unknown: Verdict,
     warning: Option<String>,
+    /// What was last seen behind it: a look that finds nothing must not loosen the checks of its packets.
+    mac: Option<[u8; 6]>,
+    addresses: Vec<IpAddr>,
 }
 
 /// The bindings of all endpoints.
 #[derive(Clone, Debug)]
 pub struct Bindings {
     by_ifindex: BTreeMap<u32, Binding>,
-    /// What an earlier agent had bound: interface to UID and what it got while unknown.
+    /// What an earlier agent had bound: interface to UID and what it got while unknown. An entry stays until its
+    /// interface is looked at or gone.
     inherited: BTreeMap<(u32, String), (Option<String>, Verdict)>,
     /// What an endpoint gets that appears now and is not known yet.
     unknown: Verdict,
-    /// What endpoints get that were there before anything was enforced on this node, until they are known.
-    at_first: Option<Verdict>,
+    /// Interfaces that were there before anything was enforced on this node, and are not looked at yet: they are
+    /// audited until they are known. `None`: the interfaces have not been listed yet.
+    at_first: Option<BTreeSet<u32>>,
 }
 
 impl Bindings {
@@ -61,12 +71,22 @@ impl Bindings {
                 ((e.ifindex, e.interface.clone()), (e.uid.clone(), verdict))
             })
             .collect();
-        Self {
-            by_ifindex: BTreeMap::new(),
-            inherited,
-            unknown,
-            at_first: first_start.then_some(Verdict::Audit),
+        Self { by_ifindex: BTreeMap::new(), inherited, unknown, at_first: (!first_start).then(BTreeSet::new) }
+    }
+
+    /// Takes the list of all interfaces: what is remembered of those that are gone is dropped.
+    pub fn see(&mut self, links: &BTreeMap<u32, &str>) {
+        self.inherited.retain(|(ifindex, name), _| links.get(ifindex) == Some(&name.as_str()));
+        match &mut self.at_first {
+            Some(first) => first.retain(|ifindex| links.contains_key(ifindex)),
+            // Only what is there at the first look is spared.
+            None => self.at_first = Some(links.keys().copied().collect()),
         }
+    }
+
+    /// Whether the interface is an endpoint already, or was an earlier agent's.
+    pub fn knows(&self, ifindex: u32, name: &str) -> bool {
+        self.by_ifindex.contains_key(&ifindex) || self.inherited.contains_key(&(ifindex, name.to_owned()))
     }
 
     /// The UIDs that are bound to a living interface.
@@ -91,81 +111,142 @@ impl Bindings {
         candidates: &[Candidate],
         owner: &BTreeMap<IpAddr, String>,
     ) -> Vec<EndpointSpec> {
-        let present: BTreeMap<u32, &Candidate> = candidates.iter().map(|c| (c.ifindex, c)).collect();
-        self.by_ifindex.retain(|ifindex, _| present.contains_key(ifindex));
+        let present: BTreeSet<u32> = candidates.iter().map(|c| c.ifindex).collect();
+        self.by_ifindex.retain(|ifindex, _| present.contains(ifindex));
         for candidate in candidates {
+            self.remember(candidate);
+        }
+        let owning: BTreeSet<&str> = owner.values().map(String::as_str).collect();
+        let mut open: Vec<&Candidate> = Vec::new();
+        for candidate in candidates {
+            let Some(binding) = self.by_ifindex.get_mut(&candidate.ifindex) else { continue };
+            binding.warning = None;
+            if binding.uid.as_ref().is_none_or(|uid| !owning.contains(uid.as_str())) {
+                open.push(candidate);
+            }
+        }
+        // Whoever is bound to nobody comes first, then the newest: a pod that is over must not get its successor's
+        // identity, and an address that was given out again is the later interface's.
+        open.sort_by_key(|c| {
+            let was_bound = self.uid(c.ifindex).is_some();
+            (was_bound, std::cmp::Reverse((c.appeared, c.ifindex)))
+        });
+        for candidate in open {
             self.bind(candidate, owner);
         }
-        // Only what was there at the first look is spared.
-        self.at_first = None;
-        self.inherited.clear();
-        candidates
-            .iter()
-            .map(|candidate| {
-                let binding = self.by_ifindex.get(&candidate.ifindex);
-                EndpointSpec {
-                    ifindex: candidate.ifindex,
-                    name: candidate.name.clone(),
-                    master: candidate.master,
-                    mac: candidate.mac,
-                    pod: binding.and_then(|binding| binding.uid.clone()),
-                    addresses: candidate.addresses.clone(),
-                    unknown: binding.map_or(self.unknown, |binding| binding.unknown),
-                }
-            })
-            .collect()
+        candidates.iter().map(|candidate| self.spec(candidate)).collect()
     }
 
-    fn bind(&mut self, candidate: &Candidate, owner: &BTreeMap<IpAddr, String>) {
-        let taken: BTreeMap<String, String> = self
-            .by_ifindex
-            .iter()
-            .filter(|(ifindex, _)| **ifindex != candidate.ifindex)
-            .filter_map(|(_, binding)| Some((binding.uid.clone()?, binding.name.clone())))
-            .collect();
+    /// Makes sure that the interface has an entry, and notes how it looks.
+    fn remember(&mut self, candidate: &Candidate) {
         let inherited = self.inherited.remove(&(candidate.ifindex, candidate.name.clone()));
-        let unknown = self.at_first.unwrap_or(self.unknown);
+        let first = match &mut self.at_first {
+            Some(first) => first.remove(&candidate.ifindex),
+            None => true,
+        };
+        let fresh = self.unknown;
         let binding = self.by_ifindex.entry(candidate.ifindex).or_insert_with(|| {
-            let (uid, unknown) = inherited.unwrap_or((None, unknown));
-            Binding { name: candidate.name.clone(), uid, unknown, warning: None }
+            let (uid, unknown) = inherited.unwrap_or((None, if first { Verdict::Audit } else { fresh }));
+            // Who was known once is no newcomer: leniency is over, also after a restart.
+            let unknown = if uid.is_some() { fresh } else { unknown };
+            Binding { name: String::new(), uid, unknown, warning: None, mac: None, addresses: Vec::new() }
         });
         binding.name.clone_from(&candidate.name);
-        if binding.uid.as_ref().is_some_and(|uid| owner.values().any(|owning| owning == uid)) {
-            return;
-        }
-        binding.warning = None;
-        for address in &candidate.addresses {
-            let Some(uid) = owner.get(address) else { continue };
-            if let Some(other) = taken.get(uid) {
-                binding.warning = Some(format!(
-                    "its address {address} belongs to the pod behind {other}: a second claimant is not believed"
-                ));
-                continue;
-            }
-            binding.uid = Some(uid.clone());
-            binding.warning = None;
-            return;
+        if !candidate.addresses.is_empty() {
+            binding.addresses.clone_from(&candidate.addresses);
+            binding.mac = candidate.mac.or(binding.mac);
         }
     }
 
-    /// What an unknown endpoint gets.
+    fn spec(&self, candidate: &Candidate) -> EndpointSpec {
+        let binding = self.by_ifindex.get(&candidate.ifindex);
+        EndpointSpec {
+            ifindex: candidate.ifindex,
+            name: candidate.name.clone(),
+            master: candidate.master,
+            mac: binding.map_or(candidate.mac, |binding| binding.mac),
+            pod: binding.filter(|binding| binding.warning.is_none()).and_then(|binding| binding.uid.clone()),
+            addresses: binding.map_or_else(|| candidate.addresses.clone(), |b| b.addresses.clone()),
+            unknown: self.unknown(candidate.ifindex),
+        }
+    }
+
+    /// Binds an interface that is bound to nobody, or to a pod that is over.
+    fn bind(&mut self, candidate: &Candidate, owner: &BTreeMap<IpAddr, String>) {
+        let mut claims =
+            candidate.addresses.iter().filter_map(|address| Some((*address, owner.get(address)?)));
+        let Some((address, uid)) = claims.next() else { return };
+        let other = claims.find(|(_, other)| *other != uid).map(|(address, _)| address);
+        let taken = self
+            .by_ifindex
+            .iter()
+            .find(|(ifindex, b)| **ifindex != candidate.ifindex && b.uid.as_ref() == Some(uid))
+            .map(|(_, binding)| binding.name.clone());
+        let Some(binding) = self.by_ifindex.get_mut(&candidate.ifindex) else { return };
+        if let Some(other) = other {
+            binding.warning = Some(format!(
+                "its addresses {address} and {other} belong to two pods: it is bound to neither, and denied"
+            ));
+        } else if let Some(name) = taken {
+            binding.warning = Some(format!(
+                "its address {address} belongs to the pod behind {name}: a second claimant is not believed, and denied"
+            ));
+        } else {
+            binding.uid = Some(uid.clone());
+            // Spared was only who nobody knew yet.
+            binding.unknown = self.unknown;
+        }
+    }
+
+    /// What an endpoint gets while its pod is not known; a claim that is not believed is always denied.
     pub fn unknown(&self, ifindex: u32) -> Verdict {
-        self.by_ifindex.get(&ifindex).map_or(self.unknown, |binding| binding.unknown)
+        match self.by_ifindex.get(&ifindex) {
+            Some(binding) if binding.warning.is_some() => Verdict::Deny,
+            Some(binding) => binding.unknown,
+            None => self.unknown,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+    use std::time::Duration;
+
     use super::*;
 
-    fn candidate(ifindex: u32, address: &str) -> Candidate {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+    /// An interface; a higher index is newer.
+    fn candidate(ifindex: u32, addresses: &str) -> Candidate {
         Candidate {
             ifindex,
             name: format!("veth{ifindex}"),
             master: None,
             mac: None,
-            addresses: vec![address.parse().unwrap()],
+            addresses: addresses.split_whitespace().map(|address| address.parse().unwrap()).collect(),
+            appeared: *START + Duration::from_secs(ifindex.into()),
         }
+    }
+
+    /// Takes the list of interfaces, as the owner does before it updates.
+    fn see(bindings: &mut Bindings, indexes: &[u32]) {
+        let names: Vec<String> = indexes.iter().map(|i| format!("veth{i}")).collect();
+        bindings.see(&indexes.iter().copied().zip(names.iter().map(String::as_str)).collect());
+    }
+
+    fn earlier(ifindex: u32, uid: Option<&str>, unknown: &str) -> EndpointState {
+        EndpointState {
+            ifindex,
+            interface: format!("veth{ifindex}"),
+            uid: uid.map(str::to_owned),
+            unknown: unknown.to_owned(),
+            ..EndpointState::default()
+        }
+    }
+
+    fn pods(specs: &[EndpointSpec]) -> Vec<Option<&str>> {
+        specs.iter().map(|spec| spec.pod.as_deref()).collect()
     }
 
     fn owners(pairs: &[(&str, &str)]) -> BTreeMap<IpAddr, String> {
@@ -199,35 +280,127 @@ mod tests {
     }
 
     #[test]
-    fn a_second_claimant_of_a_pod_is_not_believed_until_the_first_is_gone() {
-        let mut bindings = Bindings::new(Verdict::Deny, false, &[]);
+    fn a_second_claimant_of_a_pod_is_denied_until_the_first_is_gone() {
+        let mut bindings = Bindings::new(Verdict::Allow, false, &[]);
         let api = owners(&[("10.0.0.2", "api")]);
         let both = [candidate(5, "10.0.0.2"), candidate(6, "10.0.0.2")];
+        assert_eq!(pods(&bindings.update(&both[..1], &api)), [Some("api")]);
         let specs = bindings.update(&both, &api);
-        assert_eq!((specs[0].pod.as_deref(), specs[1].pod.as_deref()), (Some("api"), None));
+        assert_eq!(pods(&specs), [Some("api"), None]);
+        assert_eq!(specs[1].unknown, Verdict::Deny, "whatever unknown pods get");
         assert!(bindings.warning(6).unwrap().contains("veth5"));
-        assert_eq!(bindings.update(&both[1..], &api)[0].pod.as_deref(), Some("api"));
-        assert_eq!(bindings.warning(6), None);
+        let specs = bindings.update(&both[1..], &api);
+        assert_eq!((pods(&specs), bindings.warning(6)), (vec![Some("api")], None));
+    }
+
+    #[test]
+    fn a_new_pod_gets_its_identity_and_not_the_interface_of_the_one_that_had_its_address() {
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[]);
+        let old = candidate(5, "10.0.0.2");
+        bindings.update(std::slice::from_ref(&old), &owners(&[("10.0.0.2", "old")]));
+        let both = [old, candidate(9, "10.0.0.2")];
+        for _ in 0..2 {
+            let specs = bindings.update(&both, &owners(&[("10.0.0.2", "new")]));
+            assert_eq!(pods(&specs), [None, Some("new")]);
+            assert_eq!(specs[0].unknown, Verdict::Deny);
+            assert!(bindings.warning(5).unwrap().contains("veth9"));
+        }
+    }
+
+    #[test]
+    fn nobody_is_bound_by_an_address_of_another_pod_beside_its_own() {
+        let api = owners(&[("10.0.0.3", "db"), ("10.0.0.7", "intruder")]);
+        let mut bindings = Bindings::new(Verdict::Allow, true, &[]);
+        for addresses in ["10.0.0.3 10.0.0.7", "10.0.0.7 10.0.0.3"] {
+            for ifindex in [4, 8] {
+                let specs = bindings.update(&[candidate(ifindex, addresses), candidate(6, "10.0.0.3")], &api);
+                assert_eq!(pods(&specs), [None, Some("db")], "{ifindex} with {addresses}");
+                assert_eq!(specs[0].unknown, Verdict::Deny);
+                assert!(bindings.warning(ifindex).unwrap().contains("10.0.0.7"));
+            }
+        }
+        // Before its own pod is known it claims the database alone: the newer interface has the address now.
+        let mut bindings = Bindings::new(Verdict::Deny, true, &[]);
+        let db = owners(&[("10.0.0.3", "db")]);
+        let specs = bindings.update(&[candidate(4, "10.0.0.3 10.0.0.7"), candidate(6, "10.0.0.3")], &db);
+        assert_eq!(pods(&specs), [None, Some("db")]);
+    }
+
+    #[test]
+    fn both_addresses_of_a_pod_are_one_claim() {
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[]);
+        let api = owners(&[("10.0.0.3", "db"), ("fd00::3", "db")]);
+        assert_eq!(pods(&bindings.update(&[candidate(4, "10.0.0.3 fd00::3")], &api)), [Some("db")]);
+        assert_eq!(bindings.warning(4), None);
     }
 
     #[test]
     fn endpoints_of_the_very_first_start_are_audited_and_later_ones_denied_until_known() {
         let mut bindings = Bindings::new(Verdict::Deny, true, &[]);
         let nobody = owners(&[]);
+        see(&mut bindings, &[5, 7]);
         assert_eq!(bindings.update(&[candidate(5, "10.0.0.2")], &nobody)[0].unknown, Verdict::Audit);
+        see(&mut bindings, &[5, 6, 7]);
         let specs = bindings.update(&[candidate(5, "10.0.0.2"), candidate(6, "10.0.0.3")], &nobody);
         assert_eq!((specs[0].unknown, specs[1].unknown), (Verdict::Audit, Verdict::Deny));
+        // It was there, too, and had only not been looked at.
+        let specs = bindings.update(&[candidate(7, "10.0.0.4")], &nobody);
+        assert_eq!(specs[0].unknown, Verdict::Audit);
+        // Another one with its index is new.
+        see(&mut bindings, &[]);
+        bindings.update(&[], &nobody);
+        see(&mut bindings, &[7]);
+        assert_eq!(bindings.update(&[candidate(7, "10.0.0.4")], &nobody)[0].unknown, Verdict::Deny);
+    }
+
+    #[test]
+    fn a_pod_that_was_known_once_is_not_audited_when_it_is_unknown_again() {
+        let mut bindings = Bindings::new(Verdict::Deny, true, &[]);
+        let (api, nobody) = (owners(&[("10.0.0.2", "api")]), owners(&[]));
+        let five = [candidate(5, "10.0.0.2")];
+        see(&mut bindings, &[5]);
+        assert_eq!(bindings.update(&five, &nobody)[0].unknown, Verdict::Audit);
+        assert_eq!(bindings.update(&five, &api)[0].unknown, Verdict::Deny);
+        assert_eq!(bindings.update(&five, &nobody)[0].unknown, Verdict::Deny, "its service account is gone");
+        // Nor by a restart, whatever an earlier agent wrote.
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[earlier(5, Some("api"), "audit")]);
+        see(&mut bindings, &[5]);
+        let specs = bindings.update(&five, &nobody);
+        assert_eq!((pods(&specs), specs[0].unknown), (vec![Some("api")], Verdict::Deny));
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[earlier(5, None, "audit")]);
+        see(&mut bindings, &[5]);
+        assert_eq!(bindings.update(&five, &nobody)[0].unknown, Verdict::Audit, "never known yet");
+    }
+
+    #[test]
+    fn what_an_earlier_agent_bound_waits_until_its_interface_was_looked_at() {
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[earlier(5, Some("api"), "deny")]);
+        let api = owners(&[("10.0.0.2", "api"), ("10.0.0.3", "db")]);
+        see(&mut bindings, &[5, 6]);
+        assert!(bindings.knows(5, "veth5") && !bindings.knows(6, "veth6"));
+        bindings.update(&[candidate(6, "10.0.0.9")], &api);
+        see(&mut bindings, &[5, 6]);
+        assert_eq!(pods(&bindings.update(&[candidate(5, "10.0.0.3")], &api)), [Some("api")]);
+        // A name that has gone to another interface says nothing.
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[earlier(5, Some("api"), "deny")]);
+        see(&mut bindings, &[6]);
+        see(&mut bindings, &[5]);
+        assert_eq!(pods(&bindings.update(&[candidate(5, "10.0.0.3")], &api)), [Some("db")]);
+    }
+
+    #[test]
+    fn a_look_that_finds_nothing_takes_nothing_away() {
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[]);
+        let nobody = owners(&[]);
+        let full = Candidate { mac: Some([2; 6]), ..candidate(5, "10.0.0.2") };
+        let seen = bindings.update(std::slice::from_ref(&full), &nobody);
+        assert_eq!((seen[0].mac, seen[0].addresses.len()), (Some([2; 6]), 1));
+        assert_eq!(bindings.update(&[candidate(5, "")], &nobody), seen);
     }
 
     #[test]
     fn a_restarted_agent_takes_the_bindings_over() {
-        let earlier = [EndpointState {
-            ifindex: 5,
-            interface: "veth5".to_owned(),
-            uid: Some("api".to_owned()),
-            unknown: "audit".to_owned(),
-            ..EndpointState::default()
-        }];
+        let earlier = [earlier(5, Some("api"), "audit")];
         let spoofed = owners(&[("10.0.0.2", "api"), ("10.0.0.3", "db")]);
         let mut bindings = Bindings::new(Verdict::Deny, false, &earlier);
         assert_eq!(bindings.update(&[candidate(5, "10.0.0.3")], &spoofed)[0].pod.as_deref(), Some("api"));

@@ -30,8 +30,11 @@ use crate::state::State;
 use bindings::Bindings;
 use owner::Owner;
 
-/// How often attachment is compared, what failed is tried again and what was retired is deleted.
+/// How often attachment is compared and what was retired is deleted; what failed is tried again no sooner.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What fails is tried again after twice the time of before, up to this one.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// What must hold for the agent to be ready.
 const SOURCE: &str = "source";
@@ -75,8 +78,13 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED]);
     serve(args.metrics_address, metrics.clone(), readiness.clone())?;
 
+    let earlier = earlier_names(run_dir);
+    let endpoints_before = earlier.state().endpoints.as_slice();
     let events = datapath.events()?;
     let denials = denials::Denials::start();
+    // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
+    denials.name(Arc::new(earlier.state().clone()));
+    metrics.set_state(Arc::new(earlier.state().clone()));
     let reader = {
         let denials = denials.clone();
         tokio::spawn(async move { events.run(|records| denials.take(records)).await })
@@ -86,7 +94,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         World { settings: settings(args)?, ..World::default() },
         datapath,
         Numbers::new(args.sizes.subjects_size),
-        Bindings::new(args.unknown_endpoint.into(), first_start, &earlier_endpoints(run_dir)),
+        Bindings::new(args.unknown_endpoint.into(), first_start, endpoints_before),
     );
 
     let (sender, mut batches) = mpsc::channel::<Batch>(64);
@@ -97,15 +105,25 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
-    let mut agent =
-        Agent { run_dir, source_name, metrics, readiness, denials, written: None, warned: None, hooks: None };
+    let mut agent = Agent {
+        run_dir,
+        source_name,
+        metrics,
+        readiness,
+        denials,
+        earlier: Some(earlier),
+        written: None,
+        warned: None,
+        hooks: None,
+        retry: Retry::default(),
+    };
     loop {
-        let mut since = Instant::now();
+        let mut since = None;
         let mut changed = true;
         tokio::select! {
             batch = batches.recv() => {
                 let Some(batch) = batch else { anyhow::bail!("the manifests source ended") };
-                since = batch.since;
+                since = Some(batch.since);
                 owner.take(batch);
                 while let Ok(batch) = batches.try_recv() {
                     owner.take(batch);
@@ -145,14 +163,32 @@ fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
     })
 }
 
-/// The endpoints of an earlier agent; none if it left no names, or none that can be read.
-fn earlier_endpoints(run_dir: &Path) -> Vec<crate::state::EndpointState> {
+/// The names file that an earlier agent left.
+#[derive(Debug)]
+enum Earlier {
+    /// There is none.
+    None(State),
+    /// It cannot be read; a person may want to look at it.
+    Unreadable(State),
+    /// What it says.
+    Names(State),
+}
+
+impl Earlier {
+    const fn state(&self) -> &State {
+        match self {
+            Self::None(state) | Self::Unreadable(state) | Self::Names(state) => state,
+        }
+    }
+}
+
+fn earlier_names(run_dir: &Path) -> Earlier {
     match State::read(run_dir) {
-        Ok(state) => state.endpoints,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Ok(state) => Earlier::Names(state),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Earlier::None(State::default()),
         Err(error) => {
             warn!(%error, "the names file of the earlier agent cannot be read: its interfaces are bound anew");
-            Vec::new()
+            Earlier::Unreadable(State::default())
         }
     }
 }
@@ -164,23 +200,57 @@ struct Agent<'a> {
     metrics: AgentMetrics,
     readiness: Readiness,
     denials: denials::Denials,
+    /// The names of the earlier agent, until this one has programmed its own: its numbers are in force.
+    earlier: Option<Earlier>,
     /// The state that was written last, but for its times.
     written: Option<State>,
     /// The error that was logged last, so that a lasting one is said once.
     warned: Option<String>,
-    /// Hooks that should have a program and that have it, at the last look.
-    hooks: Option<(usize, usize)>,
+    /// How the hooks were when readiness was judged last.
+    hooks: Option<owner::Hooks>,
+    retry: Retry,
+}
+
+/// When what failed is tried again.
+#[derive(Debug, Default)]
+struct Retry {
+    next: Option<(Instant, Duration)>,
+}
+
+impl Retry {
+    /// Whether to try again now; `wanted`: something failed that another try may mend.
+    fn is_due(&mut self, wanted: bool, now: Instant) -> bool {
+        if !wanted {
+            self.next = None;
+            return false;
+        }
+        let (at, delay) = self.next.unwrap_or((now, HOUSEKEEPING / 2));
+        if now < at {
+            return false;
+        }
+        let delay = (delay * 2).min(LONGEST_RETRY);
+        self.next = Some((now + delay, delay));
+        true
+    }
 }
 
 impl Agent<'_> {
-    /// Compiles and programs; errors are kept for the report and tried again by the housekeeping.
-    fn program(&mut self, owner: &mut Owner, since: Instant) {
+    /// Compiles and programs; errors are kept for the report and tried again by the housekeeping. `since`: when the
+    /// objects arrived that caused it, if any did.
+    fn program(&mut self, owner: &mut Owner, since: Option<Instant>) {
         if !owner.ready_to_program() {
             return;
         }
+        let begun = Instant::now();
         match owner.program() {
             Ok(applied) => {
-                self.metrics.observe_programming(since.elapsed());
+                self.earlier = None;
+                if let Some(since) = since
+                    && applied.writes > 0
+                {
+                    self.metrics.observe_programming(since.elapsed());
+                }
+                owner.look_at_hooks();
                 for waited in owner.newly_attached() {
                     self.metrics.observe_attach(waited);
                 }
@@ -189,7 +259,7 @@ impl Agent<'_> {
                         writes = applied.writes,
                         judged_again = applied.revised,
                         endpoints = owner.endpoints.len(),
-                        milliseconds = since.elapsed().as_secs_f64() * 1e3,
+                        milliseconds = since.unwrap_or(begun).elapsed().as_secs_f64() * 1e3,
                         "programmed"
                     );
                 }
@@ -203,7 +273,7 @@ impl Agent<'_> {
         if text.is_empty() {
             self.warned = None;
         } else if self.warned.as_ref() != Some(&text) {
-            error!(error = %text, "not everything is programmed; what is not is denied, and tried again every second");
+            error!(error = %text, "not everything is programmed; what is not is denied, and tried again");
             self.warned = Some(text);
         }
     }
@@ -214,19 +284,28 @@ impl Agent<'_> {
             warn!(%error, "what was retired stays in the maps for now");
         }
         self.denials.summarize();
-        let (expected, attached) = owner.hooks();
-        !owner.errors.is_empty() || attached < expected
+        owner.look_at_hooks();
+        // Others that put their programs before ours are reported; attaching again would not change it.
+        let wanted = !owner.errors.is_empty() || owner.hooks().missing > 0;
+        self.retry.is_due(wanted, Instant::now())
     }
 
     /// Writes the names file if it changed.
     fn report(&mut self, owner: &Owner) {
-        let state = report::state(owner, &self.source_name);
+        let now = report::state(owner, &self.source_name);
+        let state = match &self.earlier {
+            None => now,
+            Some(earlier) => report::before_programming(now, earlier.state()),
+        };
         let timeless = State { written: 0, last_success: 0, ..state.clone() };
         if self.written.as_ref() == Some(&timeless) {
             return;
         }
         self.denials.name(Arc::new(state.clone()));
         self.metrics.set_state(Arc::new(state.clone()));
+        if matches!(self.earlier, Some(Earlier::Unreadable(_))) {
+            return;
+        }
         match state.write(self.run_dir) {
             Ok(()) => self.written = Some(timeless),
             Err(error) => {
@@ -252,7 +331,7 @@ impl Agent<'_> {
             owner.errors.first().cloned().unwrap_or_else(|| "nothing has been programmed yet".to_owned());
         say(PROGRAMMED, owner.last_success.is_some() && owner.errors.is_empty(), missing);
         let hooks = owner.hooks();
-        let (expected, attached) = hooks;
+        let owner::Hooks { expected, attached, .. } = hooks;
         let bypassed = owner.bypassed.len();
         say(
             ATTACHED,
@@ -281,4 +360,21 @@ fn serve(address: std::net::SocketAddr, metrics: AgentMetrics, readiness: Readin
         Ok(())
     })?;
     Ok(bound.recv().context("the metrics thread ended before it listened")??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_tried_at_once_then_ever_more_rarely_and_anew_after_a_success() {
+        let start = Instant::now();
+        let mut retry = Retry::default();
+        let tries = |retry: &mut Retry| -> Vec<u64> {
+            (0..40).filter(|s| retry.is_due(true, start + Duration::from_secs(*s))).collect()
+        };
+        assert_eq!(tries(&mut retry), [0, 1, 3, 7, 15, 25, 35]);
+        assert!(!retry.is_due(false, start));
+        assert!(retry.is_due(true, start));
+    }
 }

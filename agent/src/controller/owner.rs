@@ -46,6 +46,19 @@ pub struct Owner {
     retained: BTreeSet<String>,
     /// Interfaces whose programs were attached, with the moment they appeared.
     attached: BTreeMap<u32, Instant>,
+    /// What the endpoints' hooks looked like at the last look.
+    hooks: BTreeMap<(u32, Direction), HookState>,
+}
+
+/// How many hooks should have a program, and how they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Hooks that should have a program.
+    pub expected: usize,
+    /// Those that have it in the first place.
+    pub attached: usize,
+    /// Those that do not have it.
+    pub missing: usize,
 }
 
 impl Owner {
@@ -68,6 +81,7 @@ impl Owner {
             numbers,
             retained: BTreeSet::new(),
             attached: BTreeMap::new(),
+            hooks: BTreeMap::new(),
         }
     }
 
@@ -161,22 +175,28 @@ impl Owner {
         self.endpoints.clear();
         self.ignored.clear();
         self.bypassed.clear();
+        self.bindings
+            .see(&self.links.links.values().map(|link| (link.ifindex, link.name.as_str())).collect());
         for link in self.links.links.values() {
-            // What is bound stays an endpoint, whatever becomes of its pod.
-            let bound = self.bindings.uid(link.ifindex).is_some();
-            match classify(link, |address| bound || owner_of.contains_key(&address), &ranges) {
-                Classification::Endpoint => {
-                    let peer = link.peer.as_ref();
+            // What was an endpoint stays one, whatever becomes of its pod and its addresses, and keeps its programs and
+            // its flows while it has to be looked at again.
+            let known = self.bindings.knows(link.ifindex, &link.name);
+            let class = classify(link, |address| known || owner_of.contains_key(&address), &ranges);
+            match class {
+                Classification::Pending if !known => {
+                    self.ignored.insert(link.name.clone(), "waits for an address".to_owned());
+                }
+                Classification::Endpoint | Classification::Pending => {
+                    // A look without a pod's address tells nothing.
+                    let peer = link.peer.as_ref().filter(|_| class == Classification::Endpoint);
                     self.endpoints.push(Candidate {
                         ifindex: link.ifindex,
                         name: link.name.clone(),
                         master: link.master,
                         mac: peer.and_then(|peer| peer.mac),
                         addresses: peer.map(|peer| peer.addresses.clone()).unwrap_or_default(),
+                        appeared: link.appeared,
                     });
-                }
-                Classification::Pending => {
-                    self.ignored.insert(link.name.clone(), "waits for an address".to_owned());
                 }
                 Classification::Ignored(reason) => drop(self.ignored.insert(link.name.clone(), reason)),
                 Classification::Bypassed(kind) => {
@@ -208,10 +228,7 @@ impl Owner {
         let mut now_attached = BTreeMap::new();
         for endpoint in &self.endpoints {
             let Some(link) = self.links.links.get(&endpoint.ifindex) else { continue };
-            if !Direction::ALL
-                .iter()
-                .all(|d| self.datapath.hook_state(endpoint.ifindex, *d) != HookState::Missing)
-            {
+            if Direction::ALL.iter().any(|d| self.hook(endpoint.ifindex, *d) == HookState::Missing) {
                 continue;
             }
             if self.attached.get(&endpoint.ifindex) != Some(&link.appeared) {
@@ -223,14 +240,25 @@ impl Owner {
         waited
     }
 
-    /// Hooks that should have a program, and those that have it in the first place.
-    pub fn hooks(&self) -> (usize, usize) {
-        let states = self
-            .endpoints
-            .iter()
-            .flat_map(|e| Direction::ALL.iter().map(|d| self.datapath.hook_state(e.ifindex, *d)));
-        let attached = states.filter(|state| *state == HookState::Attached).count();
-        (self.endpoints.len() * Direction::ALL.len(), attached)
+    /// Asks the kernel what is on the endpoints' hooks: one query each, so not more often than needed.
+    pub fn look_at_hooks(&mut self) {
+        let hooks = self.endpoints.iter().flat_map(|e| Direction::ALL.iter().map(|d| (e.ifindex, *d)));
+        self.hooks = hooks.map(|(ifindex, d)| ((ifindex, d), self.datapath.hook_state(ifindex, d))).collect();
+    }
+
+    /// What a hook was like at the last look.
+    pub fn hook(&self, ifindex: u32, direction: Direction) -> HookState {
+        self.hooks.get(&(ifindex, direction)).copied().unwrap_or(HookState::Missing)
+    }
+
+    /// How the hooks were at the last look.
+    pub fn hooks(&self) -> Hooks {
+        let count = |wanted| self.hooks.values().filter(|state| **state == wanted).count();
+        Hooks {
+            expected: self.hooks.len(),
+            attached: count(HookState::Attached),
+            missing: count(HookState::Missing),
+        }
     }
 
     /// Deletes what was retired, and gives numbers back that nobody uses. Principals keep theirs: their counters live.

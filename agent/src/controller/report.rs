@@ -79,6 +79,22 @@ pub fn state(owner: &Owner, source: &str) -> State {
     }
 }
 
+/// The state while nothing is programmed yet: what is in force, and all that its numbers mean, is the earlier agent's;
+/// only what keeps this one from programming is its own. So a start that never gets that far loses no name and no
+/// binding, and tells why.
+pub fn before_programming(now: State, earlier: &State) -> State {
+    State {
+        format: now.format,
+        version: now.version,
+        node: now.node,
+        pid: now.pid,
+        written: now.written,
+        source: now.source,
+        errors: now.errors,
+        ..earlier.clone()
+    }
+}
+
 fn source_state(owner: &Owner, source: &str) -> SourceState {
     let world = &owner.world;
     let counts = [
@@ -107,7 +123,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
             let hooks: BTreeMap<String, String> = Direction::ALL
                 .iter()
                 .map(|direction| {
-                    let state = match owner.datapath().hook_state(candidate.ifindex, *direction) {
+                    let state = match owner.hook(candidate.ifindex, *direction) {
                         HookState::Attached => "attached",
                         HookState::NotFirst => "not-first",
                         HookState::Missing => "missing",
@@ -135,4 +151,31 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_programs_nothing_keeps_names_and_bindings_and_tells_what_is_wrong() {
+        let earlier = State {
+            pid: 1,
+            last_success: 7,
+            principals: BTreeMap::from([(16, "shop/api".to_owned())]),
+            endpoints: vec![EndpointState {
+                ifindex: 5,
+                uid: Some("api".to_owned()),
+                ..EndpointState::default()
+            }],
+            source: SourceState { synced: true, ..SourceState::default() },
+            ..State::default()
+        };
+        let source = SourceState { errors: vec!["db.yaml: typo".to_owned()], ..SourceState::default() };
+        let now = State { pid: 2, source: source.clone(), ..State::default() };
+        let merged = before_programming(now, &earlier);
+        assert_eq!((merged.pid, &merged.source), (2, &source));
+        let rest = State { pid: 1, source: earlier.source.clone(), ..merged };
+        assert_eq!(rest, earlier);
+    }
 }

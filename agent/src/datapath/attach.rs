@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{SchedClassifier, TcAttachType};
 use portcullis_common::Direction;
@@ -18,6 +18,9 @@ use super::sys;
 const CLSACT_PRIORITY: u16 = 1;
 /// Handle of our clsact filters, so that they can be told from others and replaced in place.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0071);
+
+/// What is said when the name had gone to another interface.
+const MOVED: &str = "the interface was renamed meanwhile";
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -89,7 +92,11 @@ pub(super) fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Attaches a program to an interface, or replaces the one that an earlier agent attached, atomically.
+/// Attaches a program to an interface, or replaces the one that an earlier agent attached, atomically. What the other
+/// way of attaching had put there is taken off then.
+///
+/// The kernel is told names, and names change: whether the program is on the interface meant is looked at afterwards,
+/// and if it is not, it is taken off again.
 ///
 /// # Errors
 /// What the kernel says.
@@ -104,29 +111,63 @@ pub fn attach(
     let failed = |error: String| DatapathError::Program {
         what: "attach",
         program: program_name(direction),
-        place: format!(" to {name}"),
+        place: format!(" to {name} ({ifindex})"),
         error,
     };
+    let now = sys::interface_name(ifindex).ok_or_else(|| failed("there is no such interface".to_owned()))?;
     let program = classifier(ebpf, direction)?;
     if tcx {
-        let pin = pins.link(ifindex, direction);
-        if replace_pinned(program, &pin) {
-            return Ok(());
+        attach_tcx(program, pins, ifindex, &now, direction)?.map_err(failed)?;
+        if has_filter(ifindex, direction) {
+            remove_filter(ifindex, direction);
         }
-        Pins::remove(&pin)?;
+    } else {
+        attach_filter(program, ifindex, &now, direction).map_err(failed)?;
+        Pins::remove(&pins.link(ifindex, direction))?;
+    }
+    Ok(())
+}
+
+/// The inner error is what the kernel says.
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    pins: &Pins,
+    ifindex: u32,
+    name: &str,
+    direction: Direction,
+) -> Result<Result<(), String>, DatapathError> {
+    let pin = pins.link(ifindex, direction);
+    if replace_pinned(program, &pin) && is_there(program, ifindex, direction, true) {
+        return Ok(Ok(()));
+    }
+    // The last reference: a link that is elsewhere is taken off.
+    Pins::remove(&pin)?;
+    let fresh = (|| {
         let id = program
             .attach_with_options(name, hook(direction), TcAttachOptions::TcxOrder(LinkOrder::first()))
-            .map_err(|error| failed(describe(&error)))?;
-        let link = program.take_link(id).map_err(|error| failed(describe(&error)))?;
-        let link: FdLink = link.try_into().map_err(|error| failed(describe(&error)))?;
-        link.pin(&pin).map_err(|error| failed(describe(&error)))?;
-        return Ok(());
-    }
+            .map_err(|error| describe(&error))?;
+        let link = program.take_link(id).map_err(|error| describe(&error))?;
+        if !is_there(program, ifindex, direction, true) {
+            // Dropping the link detaches it.
+            return Err(MOVED.to_owned());
+        }
+        let link: FdLink = link.try_into().map_err(|error: LinkError| describe(&error))?;
+        link.pin(&pin).map(drop).map_err(|error| describe(&error))
+    })();
+    Ok(fresh)
+}
+
+fn attach_filter(
+    program: &mut SchedClassifier,
+    ifindex: u32,
+    name: &str,
+    direction: Direction,
+) -> Result<(), String> {
     match tc::qdisc_add_clsact(name) {
         Ok(()) => {}
         // It is there, ours or another's.
         Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-        Err(error) => return Err(failed(describe(&error))),
+        Err(error) => return Err(describe(&error)),
     }
     let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
     let attached = program.attach_with_options(name, hook(direction), TcAttachOptions::Netlink(options));
@@ -135,12 +176,22 @@ pub fn attach(
     } else {
         // An earlier agent's filter has the handle: replaced in place.
         let old = SchedClassifierLink::attached(name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
-            .map_err(|error| failed(error.to_string()))?;
-        program.attach_to_link(old).map_err(|error| failed(describe(&error)))?
+            .map_err(|error| error.to_string())?;
+        program.attach_to_link(old).map_err(|error| describe(&error))?
     };
+    let link = program.take_link(id).map_err(|error| describe(&error))?;
+    if !is_there(program, ifindex, direction, false) {
+        // Dropping the link detaches it from where it is.
+        return Err(MOVED.to_owned());
+    }
     // Dropping the link would detach it, and the filter has to outlive this process.
-    std::mem::forget(program.take_link(id).map_err(|error| failed(describe(&error)))?);
+    std::mem::forget(link);
     Ok(())
+}
+
+/// Whether the program is on the hook of this very interface.
+fn is_there(program: &SchedClassifier, ifindex: u32, direction: Direction, tcx: bool) -> bool {
+    program.info().is_ok_and(|info| state(ifindex, direction, info.id(), tcx) != HookState::Missing)
 }
 
 /// Swaps the program behind a pinned link; `false` if there is no usable link (none, or its interface is gone).
@@ -152,22 +203,27 @@ fn replace_pinned(program: &mut SchedClassifier, pin: &Path) -> bool {
     program.take_link(id).ok().and_then(|link| FdLink::try_from(link).ok()).is_some()
 }
 
-/// Takes our program off a hook. An interface that is gone has nothing to take off.
+/// Takes our program off a hook, however it was attached. An interface that is gone has nothing to take off.
 ///
 /// # Errors
 /// If the pin cannot be removed.
-pub fn detach(pins: &Pins, ifindex: u32, direction: Direction, tcx: bool) -> Result<(), DatapathError> {
+pub fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
     // The last reference of a link is its pin.
     Pins::remove(&pins.link(ifindex, direction))?;
-    if !tcx
-        && let Some(name) = sys::interface_name(ifindex)
+    if has_filter(ifindex, direction) {
+        remove_filter(ifindex, direction);
+    }
+    Ok(())
+}
+
+fn remove_filter(ifindex: u32, direction: Direction) {
+    if let Some(name) = sys::interface_name(ifindex)
         && let Ok(link) =
             SchedClassifierLink::attached(&name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
     {
         // Dropping detaches; a filter that is not there is no error here.
         drop(link);
     }
-    Ok(())
 }
 
 /// Whether a filter of ours is on the hook, whatever program it runs; `false` also where it cannot be asked.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 
 use portcullis_common::abi::{
     Addr6, ENDPOINT_ADDRESSES, ENDPOINT_PROBES, ENDPOINT_SLOTS, Endpoint, endpoint_flags, names,
@@ -31,32 +32,51 @@ pub struct EndpointSpec {
     pub unknown: Verdict,
 }
 
+/// What is written for an interface.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    slot: u32,
+    written: Endpoint,
+    /// Whether its flow tables are there and of the size that is wanted now.
+    tables: bool,
+}
+
 /// Slots in use.
 #[derive(Debug)]
 pub struct Slots {
-    by_ifindex: BTreeMap<u32, (u32, Endpoint)>,
+    by_ifindex: BTreeMap<u32, Entry>,
+    /// Interfaces that have programs and no slot: everything is dropped there. Also those of an earlier agent.
+    without: BTreeSet<u32>,
+}
+
+/// An entry that permits nothing, for a program that still looks at it while it is written or taken away.
+fn nobody(ifindex: u32) -> Endpoint {
+    Endpoint {
+        ifindex,
+        principal: Kind::Unmanaged.principal(),
+        unknown_verdict: Verdict::Deny as u8,
+        ..Endpoint::default()
+    }
 }
 
 impl Slots {
-    /// The slots of an earlier agent. An endpoint whose flow tables are gone or of another size gets new ones, by being
-    /// taken for new.
+    /// The slots of an earlier agent. An endpoint whose flow tables are gone or of another size keeps its slot and gets
+    /// new ones when it is written next.
     pub fn adopt(maps: &KernelMaps, pins: &Pins, sizes: &Sizes) -> Result<Self, DatapathError> {
         let mut by_ifindex = BTreeMap::new();
+        let mut without: BTreeSet<u32> = linked(&pins.links()).collect();
         for slot in 0..ENDPOINT_SLOTS {
-            let endpoint = maps
+            let written = maps
                 .endpoints
                 .get(&slot, 0)
                 .map_err(|error| DatapathError::map("read", names::ENDPOINTS, error))?;
-            if endpoint.ifindex != 0 && flows::present(pins, slot, sizes.flows_size) {
-                by_ifindex.insert(endpoint.ifindex, (slot, endpoint));
+            if written.ifindex != 0 {
+                without.remove(&written.ifindex);
+                let tables = flows::present(pins, slot, sizes.flows_size);
+                by_ifindex.insert(written.ifindex, Entry { slot, written, tables });
             }
         }
-        Ok(Self { by_ifindex })
-    }
-
-    /// The slot of an interface.
-    pub fn slot(&self, ifindex: u32) -> Option<u32> {
-        self.by_ifindex.get(&ifindex).map(|(slot, _)| *slot)
+        Ok(Self { by_ifindex, without })
     }
 
     /// Writes the endpoints; returns the interfaces that are none any more.
@@ -70,23 +90,31 @@ impl Slots {
         applied: &mut Applied,
     ) -> Vec<u32> {
         let indexes: BTreeSet<u32> = wanted.iter().map(|spec| spec.ifindex).collect();
-        let gone: Vec<u32> = self.by_ifindex.keys().filter(|i| !indexes.contains(i)).copied().collect();
+        let mut gone: Vec<u32> = self.by_ifindex.keys().filter(|i| !indexes.contains(i)).copied().collect();
         for ifindex in &gone {
-            if let Some((slot, _)) = self.by_ifindex.remove(ifindex) {
-                // The programs may still run there for a moment: without an entry they drop.
-                let written = maps.endpoints.set(slot, Endpoint::default(), 0);
-                applied.writes += 1;
-                if let Err(error) = written {
-                    applied.errors.push(DatapathError::map("write", names::ENDPOINTS, error));
+            let Some(Entry { slot, .. }) = self.by_ifindex.get(ifindex).copied() else { continue };
+            // The programs may still run there for a moment: without an entry they drop, and one that has just found
+            // this entry finds nobody in it.
+            match maps.endpoints.set(slot, nobody(0), 0) {
+                Ok(()) => {
+                    self.by_ifindex.remove(ifindex);
+                    applied.writes += 1;
                 }
-                if let Err(error) = flows::remove(pins, slot) {
-                    applied.errors.push(error);
-                }
+                Err(error) => applied.errors.push(DatapathError::map("write", names::ENDPOINTS, error)),
+            }
+            if let Err(error) = flows::remove(pins, slot) {
+                applied.errors.push(error);
             }
         }
+        gone.extend(self.without.extract_if(.., |ifindex| !indexes.contains(ifindex)));
         for spec in wanted {
             if let Err(error) = self.write(maps, pins, sizes, desired, spec, applied) {
                 applied.errors.push(error);
+            }
+            if self.by_ifindex.contains_key(&spec.ifindex) {
+                self.without.remove(&spec.ifindex);
+            } else {
+                self.without.insert(spec.ifindex);
             }
         }
         gone
@@ -102,37 +130,47 @@ impl Slots {
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
         let value = value_of(spec, desired);
-        let slot = match self.by_ifindex.get(&spec.ifindex) {
-            Some((_, written)) if *written == value => return Ok(()),
-            Some((slot, _)) => *slot,
-            None => {
-                let slot = self.free_slot(spec.ifindex).ok_or_else(|| DatapathError::Full {
-                    map: names::ENDPOINTS,
-                    what: format!(
-                        "interface {} ({}) finds no free slot and gets no programs: it is not judged",
-                        spec.name, spec.ifindex
-                    ),
-                    flag: "fewer pods on this node",
-                })?;
-                // New tables for a new endpoint: it starts with no flows of a former one.
-                flows::create(maps, pins, slot, sizes.flows_size)?;
-                slot
-            }
+        let (slot, tables) = match self.by_ifindex.get(&spec.ifindex) {
+            Some(entry) if entry.written == value && entry.tables => return Ok(()),
+            Some(entry) => (entry.slot, entry.tables),
+            None => (self.free_slot(spec).ok_or_else(|| no_slot(spec))?, false),
         };
-        maps.endpoints
-            .set(slot, value, 0)
-            .map_err(|error| DatapathError::map("write", names::ENDPOINTS, error))?;
-        self.by_ifindex.insert(spec.ifindex, (slot, value));
+        if !tables {
+            // New tables for a new endpoint: it starts with no flows of a former one.
+            flows::create(maps, pins, slot, sizes.flows_size)?;
+            if let Some(entry) = self.by_ifindex.get_mut(&spec.ifindex) {
+                entry.tables = true;
+            }
+        }
+        if let Err(error) = maps.endpoints.set(slot, value, 0) {
+            // What it had may be somebody else's by now.
+            let denying = nobody(spec.ifindex);
+            if maps.endpoints.set(slot, denying, 0).is_ok() {
+                self.by_ifindex.insert(spec.ifindex, Entry { slot, written: denying, tables: true });
+                applied.writes += 1;
+            }
+            return Err(DatapathError::map("write", names::ENDPOINTS, error));
+        }
+        self.by_ifindex.insert(spec.ifindex, Entry { slot, written: value, tables: true });
         applied.writes += 1;
         Ok(())
     }
 
-    fn free_slot(&self, ifindex: u32) -> Option<u32> {
-        let taken: BTreeSet<u32> = self.by_ifindex.values().map(|(slot, _)| *slot).collect();
+    fn free_slot(&self, spec: &EndpointSpec) -> Option<u32> {
+        let taken: BTreeSet<u32> = self.by_ifindex.values().map(|entry| entry.slot).collect();
         (0..ENDPOINT_PROBES)
-            .map(|probe| ifindex.wrapping_add(probe) % ENDPOINT_SLOTS)
+            .map(|probe| spec.ifindex.wrapping_add(probe) % ENDPOINT_SLOTS)
             .find(|s| !taken.contains(s))
     }
+}
+
+fn no_slot(spec: &EndpointSpec) -> DatapathError {
+    DatapathError::NoSlot { interface: spec.name.clone(), ifindex: spec.ifindex, probes: ENDPOINT_PROBES }
+}
+
+/// The interfaces of a folder of pinned links.
+fn linked(folder: &Path) -> impl Iterator<Item = u32> {
+    Pins::list(folder).into_iter().filter_map(|name| name.split('-').next()?.parse().ok())
 }
 
 /// The map value of an endpoint.
@@ -175,10 +213,7 @@ fn value_of(spec: &EndpointSpec, desired: &Desired) -> Endpoint {
 
 /// Takes the programs off every interface that a version's maps and pins know.
 pub fn detach_all(pins: &Pins, version: &str) -> Vec<String> {
-    let mut interfaces: BTreeSet<u32> = Pins::list(&pins.root().join(version).join("links"))
-        .iter()
-        .filter_map(|name| name.split('-').next()?.parse().ok())
-        .collect();
+    let mut interfaces: BTreeSet<u32> = linked(&pins.root().join(version).join("links")).collect();
     if let Ok(maps) = inspect::open(pins.root()) {
         interfaces.extend(
             (0..ENDPOINT_SLOTS)
@@ -190,8 +225,7 @@ pub fn detach_all(pins: &Pins, version: &str) -> Vec<String> {
     let mut detached = Vec::new();
     for ifindex in interfaces {
         for &direction in Direction::ALL {
-            // Both ways of attaching: an earlier agent may have used the other one.
-            let _ = attach::detach(pins, ifindex, direction, false);
+            let _ = attach::detach(pins, ifindex, direction);
         }
         detached.push(sys::interface_name(ifindex).unwrap_or_else(|| format!("interface {ifindex}")));
     }

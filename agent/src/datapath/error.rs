@@ -76,6 +76,19 @@ pub enum DatapathError {
         /// The flag that sets its size.
         flag: &'static str,
     },
+    /// An interface finds no slot among those that are tried for its index.
+    #[error(
+        "interface {interface} ({ifindex}) finds none of its {probes} slots free, and everything there is dropped; it gets \
+         one when a pod whose interface has a nearby index ends: run fewer pods on this node, or replace this one"
+    )]
+    NoSlot {
+        /// Its name.
+        interface: String,
+        /// Its index.
+        ifindex: u32,
+        /// How many slots are tried.
+        probes: u32,
+    },
     /// Another system call failed.
     #[error("{call} failed: {error}")]
     System {

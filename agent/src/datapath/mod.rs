@@ -89,7 +89,7 @@ pub struct Datapath {
     retired: Retired,
     /// Subjects whose rows could not be written; denied until they can.
     failed: BTreeSet<u32>,
-    /// Whether an earlier agent had left maps here.
+    /// Whether an earlier agent had put something in force here.
     adopted: bool,
     _lock: std::fs::File,
 }
@@ -132,7 +132,6 @@ impl Datapath {
         };
         let sizes = options.sizes;
         pins.check(&|name| Shape::wanted(name, &sizes))?;
-        let adopted = pins.map(names::CONFIG).exists();
         let mut ebpf = load_object(OBJECT, &pins, &sizes)?;
         let mut programs = BTreeMap::new();
         for &direction in Direction::ALL {
@@ -153,7 +152,7 @@ impl Datapath {
             cidrs: adopt_cidrs(&maps)?,
             numbers: adopt_numbers(&maps)?,
             failed: BTreeSet::new(),
-            adopted,
+            adopted: false,
             options,
             pins,
             tcx,
@@ -165,6 +164,8 @@ impl Datapath {
             retired,
             _lock: lock,
         };
+        // Maps alone say nothing: a start that failed before its first apply leaves them, too.
+        datapath.adopted = datapath.config(config::REVISION)? != 0;
         datapath.configure()?;
         Ok(datapath)
     }
@@ -183,7 +184,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether an earlier agent had left maps here: then its verdicts are in force until the first apply.
+    /// Whether an earlier agent had put something in force here: then its verdicts are in force until the first apply.
     pub const fn adopted(&self) -> bool {
         self.adopted
     }
@@ -464,16 +465,14 @@ impl Datapath {
     fn attach_all(&mut self, endpoints: &[EndpointSpec], removed: &[u32], applied: &mut Applied) {
         for &ifindex in removed {
             for &direction in Direction::ALL {
-                if let Err(error) = attach::detach(&self.pins, ifindex, direction, self.tcx) {
+                if let Err(error) = attach::detach(&self.pins, ifindex, direction) {
                     applied.errors.push(error);
                 }
             }
         }
         for endpoint in endpoints {
-            // Without an entry the programs would drop everything; it is tried again.
-            if self.slots.slot(endpoint.ifindex).is_none() {
-                continue;
-            }
+            // Also one that found no slot: without an entry the programs drop everything, and without programs it would
+            // not be judged at all.
             for &direction in Direction::ALL {
                 if self.hook_state(endpoint.ifindex, direction) != HookState::Missing {
                     continue;
