@@ -79,12 +79,12 @@ const INTRUDER_DENIED: &str = "portcullis_decisions_total{destination_namespace=
      source_service_account=\"intruder\",verdict=\"deny\"}";
 
 /// Packets dropped for a reason that no restart may cause.
-fn dropped(agent: &Agent<'_>, reason: &str) -> Result<f64> {
+fn dropped(agent: &Agent<'_>, reason: &str) -> Result<u64> {
     let (_, text) = agent.get("/metrics")?;
     let start = "portcullis_drops_total{";
     let label = format!("reason=\"{reason}\"");
     let lines = text.lines().filter(|line| line.starts_with(start) && line.contains(&label));
-    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
 }
 
 fn db_is_open_to_the_api_only(network: Network, args: &[&str]) -> Result<()> {
@@ -200,7 +200,7 @@ fn a_killed_agent_leaves_enforcement_and_connections_and_its_restart_disturbs_no
         let (_server, _server6) = (db.ns.tcp_echo(at)?, db.ns.tcp_echo(at6)?);
         let mut established = api.ns.tcp_connect(at, SOON)?;
         established.exchange(SOON)?;
-        let no_drops = |agent: &Agent<'_>| -> Result<[f64; 2]> {
+        let no_drops = |agent: &Agent<'_>| -> Result<[u64; 2]> {
             Ok([dropped(agent, "no-policy")?, dropped(agent, "no-flow")?])
         };
         let drops = no_drops(&agent)?;
