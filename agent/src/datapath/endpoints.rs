@@ -106,7 +106,8 @@ impl Slots {
                 applied.errors.push(error);
             }
         }
-        gone.extend(self.without.extract_if(.., |ifindex| !indexes.contains(ifindex)));
+        gone.extend(self.without.difference(&indexes));
+        self.without.retain(|ifindex| indexes.contains(ifindex));
         for spec in wanted {
             if let Err(error) = self.write(maps, pins, sizes, desired, spec, applied) {
                 applied.errors.push(error);
