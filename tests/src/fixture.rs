@@ -42,6 +42,7 @@ pub const ADDRESSES: &[(&str, u32, Kind)] = &[
 pub struct Fixture {
     /// The datapath.
     pub datapath: Datapath,
+    sizes: Sizes,
     /// What was applied last.
     pub desired: Desired,
     folder: PathBuf,
@@ -116,11 +117,19 @@ pub fn endpoint() -> EndpointSpec {
 /// # Panics
 /// If the test does, or if the machine cannot run it.
 pub fn with_fixture(test: impl FnOnce(&mut Fixture) + Send + 'static) {
+    with_sizes(Sizes::default(), test);
+}
+
+/// As [`with_fixture`], with maps of these sizes.
+///
+/// # Panics
+/// As [`with_fixture`].
+pub fn with_sizes(sizes: Sizes, test: impl FnOnce(&mut Fixture) + Send + 'static) {
     let outcome = privileged_test(|| {
         let thread = std::thread::spawn(move || {
             // SAFETY: changes the network namespace of this thread only.
             assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "needs root (CAP_SYS_ADMIN)");
-            let mut fixture = Fixture::new(Sizes::default());
+            let mut fixture = Fixture::new(sizes);
             fixture.apply();
             test(&mut fixture);
         });
@@ -134,6 +143,10 @@ pub fn with_fixture(test: impl FnOnce(&mut Fixture) + Send + 'static) {
     }
 }
 
+fn options(folder: &std::path::Path, sizes: Sizes) -> Options {
+    Options { bpffs: folder.to_owned(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 1000 }
+}
+
 impl Fixture {
     /// Loads the programs.
     ///
@@ -141,10 +154,22 @@ impl Fixture {
     /// If that fails.
     pub fn new(sizes: Sizes) -> Self {
         let folder = PathBuf::from("/sys/fs/bpf").join(format!("portcullis-{}", owner::fresh_name()));
-        let options =
-            Options { bpffs: folder.clone(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 1000 };
-        let datapath = Datapath::open(options).expect("the datapath");
-        Self { datapath, desired: desired(), folder }
+        let datapath = Datapath::open(options(&folder, sizes)).expect("the datapath");
+        Self { datapath, sizes, desired: desired(), folder }
+    }
+
+    /// The agent dies, and the next one opens what it left, without applying anything.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn reopen(&mut self) {
+        // A stand-in, so that the lock is free before the next one opens.
+        let scratch = PathBuf::from("/sys/fs/bpf").join(format!("portcullis-{}", owner::fresh_name()));
+        let stand_in = Datapath::open(options(&scratch, Sizes::default())).expect("a stand-in");
+        drop(std::mem::replace(&mut self.datapath, stand_in));
+        let next = Datapath::open(options(&self.folder, self.sizes)).expect("the adopted datapath");
+        drop(std::mem::replace(&mut self.datapath, next));
+        cleanup(&scratch).expect("the stand-in is taken away");
     }
 
     /// Folder of the pins.

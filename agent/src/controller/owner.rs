@@ -41,6 +41,8 @@ pub struct Owner {
     /// When the maps were last brought to the desired state without an error.
     pub last_success: Option<SystemTime>,
     datapath: Datapath,
+    /// Whether the kernel holds what was compiled last, all of it: only then an unused number is unused there too.
+    clean: bool,
     numbers: Numbers,
     /// Pods that are gone from the source while their interface lives: they keep their identity.
     retained: BTreeSet<String>,
@@ -78,6 +80,7 @@ impl Owner {
             errors: Vec::new(),
             last_success: None,
             datapath,
+            clean: false,
             numbers,
             retained: BTreeSet::new(),
             attached: BTreeMap::new(),
@@ -141,6 +144,7 @@ impl Owner {
     /// # Errors
     /// If the kernel's state cannot be read or the revision not be raised.
     pub fn program(&mut self) -> Result<Applied, DatapathError> {
+        self.clean = false;
         self.forget_pods_without_interface();
         self.desired = compile(&self.world, &mut self.numbers);
         let owner_of = self.owner_of();
@@ -149,7 +153,8 @@ impl Owner {
         let applied =
             self.datapath.apply(&self.desired, &specs, self.world.settings.mode, self.numbers.entries())?;
         self.errors = applied.errors.iter().map(ToString::to_string).collect();
-        if self.errors.is_empty() {
+        self.clean = self.errors.is_empty();
+        if self.clean {
             self.last_success = Some(SystemTime::now());
         }
         Ok(applied)
@@ -269,9 +274,14 @@ impl Owner {
         let unused: Vec<_> = self
             .numbers
             .unused()
-            .filter(|key| key.space != portcullis_common::abi::NumberSpace::Principal as u32)
+            .filter(|key| self.clean && key.space != portcullis_common::abi::NumberSpace::Principal as u32)
             .collect();
+        let retired = self.datapath.has_retired();
         let count = self.datapath.collect()?;
+        if !retired && !unused.is_empty() {
+            // A program may still hold a number that it read from an address map.
+            self.datapath.wait_for_programs()?;
+        }
         for key in unused {
             self.numbers.free(key);
         }

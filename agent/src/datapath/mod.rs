@@ -4,6 +4,7 @@
 //! may have turned an allow into a deny; what was retired is deleted after a grace period; what cannot be programmed is
 //! denied and reported, never passed.
 
+mod adopt;
 mod attach;
 mod batch;
 mod clsact;
@@ -19,6 +20,7 @@ pub mod probe;
 mod reader;
 mod rows;
 mod sizes;
+mod staging;
 pub mod sys;
 pub mod testrun;
 
@@ -31,9 +33,9 @@ use aya::maps::{MapError, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use ipnet::IpNet;
 use portcullis_common::abi::{Addr6, Digest, Mode, NumberKey, config, names};
-use portcullis_common::identity::Identity;
+use portcullis_common::identity::{FIRST_PRINCIPAL, Identity};
 use portcullis_common::policy::RowKey;
-use portcullis_common::{Direction, abi};
+use portcullis_common::{Direction, Kind, abi};
 
 pub use attach::{AttachMode, HookState};
 pub use endpoints::EndpointSpec;
@@ -87,6 +89,10 @@ pub struct Datapath {
     cidrs: BTreeMap<IpNet, Identity>,
     numbers: BTreeMap<NumberKey, Digest>,
     retired: Retired,
+    /// Tables whose rows are deleted; a program may still hold such a row until the next grace period.
+    dying: Retired,
+    /// What an earlier agent left in force that cannot be taken over by content: replaced at the first apply.
+    foreign: adopt::Foreign,
     /// Subjects whose rows could not be written; denied until they can.
     failed: BTreeSet<u32>,
     /// Whether an earlier agent had put something in force here.
@@ -101,6 +107,18 @@ struct Retired {
     functions: Vec<Arc<Function>>,
     /// Ranges of `PORTS` that an earlier agent's rows used.
     ranges: Vec<(u32, u32)>,
+}
+
+impl Retired {
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.functions.is_empty() && self.ranges.is_empty()
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        self.functions.extend(other.functions);
+        self.ranges.extend(other.ranges);
+    }
 }
 
 /// What an [`Datapath::apply`] did.
@@ -145,12 +163,12 @@ impl Datapath {
             AttachMode::Tcx => true,
             AttachMode::Clsact => false,
         };
-        let (rows, tables, retired) = adopt_rows(&maps, &sizes)?;
+        let adopt::Rows { rows, tables, retired, foreign } = adopt::rows(&maps, &sizes)?;
         let mut datapath = Self {
             slots: Slots::adopt(&maps, &pins, &sizes)?,
-            ipcache: adopt_ipcache(&maps)?,
-            cidrs: adopt_cidrs(&maps)?,
-            numbers: adopt_numbers(&maps)?,
+            ipcache: adopt::ipcache(&maps)?,
+            cidrs: adopt::cidrs(&maps)?,
+            numbers: adopt::numbers(&maps)?,
             failed: BTreeSet::new(),
             adopted: false,
             options,
@@ -162,6 +180,8 @@ impl Datapath {
             tables,
             rows,
             retired,
+            dying: Retired::default(),
+            foreign,
             _lock: lock,
         };
         // Maps alone say nothing: a start that failed before its first apply leaves them, too.
@@ -236,10 +256,7 @@ impl Datapath {
     ) -> Result<Applied, DatapathError> {
         let mut applied = Applied::default();
         self.write_numbers(numbers, &mut applied);
-        let live: BTreeSet<u32> = self.ipcache.values().chain(self.cidrs.values()).map(|i| i.peer).collect();
-        self.write_rows(desired, &live, &mut applied)?;
-        let mut judged_anew = applied.writes > 0;
-        let before = applied.writes;
+        self.stage_rows(desired, &mut applied)?;
         self.write_addresses(desired, &mut applied)?;
         let removed = self.slots.apply(
             &mut self.maps,
@@ -249,7 +266,8 @@ impl Datapath {
             endpoints,
             &mut applied,
         );
-        judged_anew |= applied.writes > before;
+        self.write_rows(desired, &mut applied)?;
+        let mut judged_anew = applied.writes > 0;
         if self.config(config::MODE)? != mode as u32 {
             self.set_config(config::MODE, mode as u32)?;
             judged_anew = true;
@@ -271,52 +289,96 @@ impl Datapath {
     fn write_numbers(&mut self, numbers: impl Iterator<Item = (NumberKey, Digest)>, applied: &mut Applied) {
         let wanted: BTreeMap<_, _> = numbers.collect();
         for (key, digest) in &wanted {
-            if self.numbers.get(key) != Some(digest)
-                && let Err(error) = self.maps.numbers.insert(key, digest, ANY)
-            {
-                applied.errors.push(DatapathError::map("write", names::NUMBERS, error));
+            if self.numbers.get(key) == Some(digest) {
+                continue;
+            }
+            match self.maps.numbers.insert(key, digest, ANY) {
+                Ok(()) => drop(self.numbers.insert(*key, *digest)),
+                Err(error) => applied.errors.push(DatapathError::map("write", names::NUMBERS, error)),
             }
         }
-        for key in self.numbers.keys().filter(|key| !wanted.contains_key(key)) {
-            let _ = self.maps.numbers.remove(key);
-        }
-        self.numbers = wanted;
+        let maps = &mut self.maps;
+        self.numbers.retain(|key, _| {
+            let keep = wanted.contains_key(key);
+            if !keep {
+                let _ = maps.numbers.remove(key);
+            }
+            keep
+        });
     }
 
-    fn write_rows(
-        &mut self,
-        desired: &Desired,
-        live: &BTreeSet<u32>,
-        applied: &mut Applied,
-    ) -> Result<(), DatapathError> {
+    /// Peer classes that addresses have now.
+    fn live_peers(&self) -> BTreeSet<u32> {
+        self.ipcache.values().chain(self.cidrs.values()).map(|identity| identity.peer).collect()
+    }
+
+    /// Before any address moves: new peer classes get in the sets in force what their addresses get today, and new
+    /// subject classes get their rows.
+    fn stage_rows(&mut self, desired: &Desired, applied: &mut Applied) -> Result<(), DatapathError> {
         for subject in std::mem::take(&mut self.failed) {
             // Written from scratch: what of it is in the kernel is not known.
             let change = self.rows.remove(subject);
             self.retire(change);
         }
-        for (subject, rows) in &desired.subjects {
-            let change = match self.rows.plan(*subject, rows, live, &mut self.tables) {
-                Ok(Some(change)) => change,
-                Ok(None) => continue,
-                Err(ports::NoRoom(steps)) => {
-                    applied.errors.push(DatapathError::Full {
-                        map: names::PORTS,
-                        what: format!(
-                            "a table of {steps} steps has no room, so subject class {subject} is denied"
-                        ),
-                        flag: "--ports-size",
-                    });
-                    self.deny(*subject)?;
-                    continue;
+        let live = self.live_peers();
+        let moves = staging::Moves::between(&self.ipcache, &self.cidrs, desired);
+        let in_force: Vec<u32> = self.rows.subjects().collect();
+        for subject in in_force {
+            let Some(rows) = self.rows.rows(subject) else { continue };
+            let Some(staged) = moves.stage(rows, false) else { continue };
+            if !self.write_subject(subject, &Arc::new(staged), &live, applied)? {
+                // Constants need no room: for the moment the new classes get nothing.
+                let Some(rows) = self.rows.rows(subject) else { continue };
+                if let Some(strict) = moves.stage(rows, true) {
+                    let _ = self.write_subject(subject, &Arc::new(strict), &live, applied)?;
                 }
-            };
-            if let Err(error) = self.write_change(*subject, &change, applied) {
-                applied.errors.push(error);
-                self.deny(*subject)?;
             }
-            self.retire(change);
+        }
+        for (subject, rows) in &desired.subjects {
+            if self.rows.rows(*subject).is_none() {
+                let rows = moves.unstaged(rows).map_or_else(|| Arc::clone(rows), Arc::new);
+                // Without room it is said, and denied, when the sets are switched.
+                let _ = self.write_subject(*subject, &rows, &live, applied)?;
+            }
         }
         Ok(())
+    }
+
+    /// After the addresses moved: the desired rows.
+    fn write_rows(&mut self, desired: &Desired, applied: &mut Applied) -> Result<(), DatapathError> {
+        let live = self.live_peers();
+        for (subject, rows) in &desired.subjects {
+            if !self.failed.contains(subject) && !self.write_subject(*subject, rows, &live, applied)? {
+                applied.errors.push(DatapathError::Full {
+                    map: names::PORTS,
+                    what: format!("a table has no room, so subject class {subject} is denied"),
+                    flag: "--ports-size",
+                });
+                self.deny(*subject)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes rows of a subject class; `false` if the port tables have no room, and nothing was changed.
+    fn write_subject(
+        &mut self,
+        subject: u32,
+        rows: &Arc<crate::policy::RowSet>,
+        live: &BTreeSet<u32>,
+        applied: &mut Applied,
+    ) -> Result<bool, DatapathError> {
+        let change = match self.rows.plan(subject, rows, live, &mut self.tables) {
+            Ok(Some(change)) => change,
+            Ok(None) => return Ok(true),
+            Err(ports::NoRoom(_)) => return Ok(false),
+        };
+        if let Err(error) = self.write_change(subject, &change, applied) {
+            applied.errors.push(error);
+            self.deny(subject)?;
+        }
+        self.retire(change);
+        Ok(true)
     }
 
     fn write_change(
@@ -326,13 +388,16 @@ impl Datapath {
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
         for (index, step) in &change.steps {
-            self.maps
-                .ports
-                .set(*index, *step, 0)
-                .map_err(|e| DatapathError::map("write", names::PORTS, e))?;
+            if let Err(error) = self.maps.ports.set(*index, *step, 0) {
+                change.written.iter().for_each(|function| self.tables.doubt(function));
+                return Err(DatapathError::map("write", names::PORTS, error));
+            }
         }
         for (key, row) in &change.put {
             self.maps.rows.insert(key, row, ANY).map_err(|error| full(&error, names::ROWS, "--rows-size"))?;
+        }
+        for key in &change.remove {
+            let _ = self.maps.rows.remove(key);
         }
         if let Some(number) = change.switch_to {
             self.maps.subjects.set(subject, number, 0).map_err(|_| {
@@ -343,7 +408,7 @@ impl Datapath {
                 )
             })?;
         }
-        applied.writes += change.steps.len() + change.put.len();
+        applied.writes += change.steps.len() + change.put.len() + change.remove.len();
         Ok(())
     }
 
@@ -370,37 +435,55 @@ impl Datapath {
             applied.writes += 1;
             self.retire(change);
         }
+        let foreign = std::mem::take(&mut self.foreign);
+        for subject in foreign.subjects.iter().filter(|s| !desired.subjects.contains_key(s)) {
+            let _ = self.maps.subjects.set(*subject, 0, 0);
+            applied.writes += 1;
+        }
+        self.retired.extend(foreign.retired);
     }
 
-    /// Deletes what was retired, after a grace period in which no program run can still hold it. Blocks for some
-    /// milliseconds.
+    /// Whether [`Datapath::collect`] has anything to do.
+    pub fn has_retired(&self) -> bool {
+        !self.retired.is_empty() || !self.dying.is_empty()
+    }
+
+    /// Deletes the rows that were retired, after a grace period in which no program run can still hold them, and gives
+    /// back the tables of rows that an earlier call deleted. Blocks for some milliseconds, for one grace period at most.
     ///
     /// # Errors
     /// If the grace period cannot be had; everything stays retired then.
     pub fn collect(&mut self) -> Result<usize, DatapathError> {
-        if self.retired.rows.is_empty() && self.retired.functions.is_empty() && self.retired.ranges.is_empty()
-        {
+        if !self.has_retired() {
             return Ok(0);
         }
-        sys::grace_period().map_err(|error| DatapathError::System { call: "membarrier", error })?;
-        let Retired { rows, functions, ranges } = std::mem::take(&mut self.retired);
-        let count = rows.len();
-        for key in rows {
-            let _ = self.maps.rows.remove(&key);
-        }
-        // A second one: a program may have read a row just before it went, and be about to read its steps.
-        sys::grace_period().map_err(|error| DatapathError::System { call: "membarrier", error })?;
-        for function in functions {
+        self.wait_for_programs()?;
+        for function in std::mem::take(&mut self.dying.functions) {
             self.tables.release(&function);
         }
-        for (at, length) in ranges {
+        for (at, length) in std::mem::take(&mut self.dying.ranges) {
             self.tables.give_back(at, length);
         }
-        Ok(count)
+        // Their tables wait for the next period: a program may have read a row just before it goes.
+        self.dying = std::mem::take(&mut self.retired);
+        let rows = std::mem::take(&mut self.dying.rows);
+        for key in &rows {
+            let _ = self.maps.rows.remove(key);
+        }
+        Ok(rows.len())
+    }
+
+    /// Waits until no program run can still hold what it read from a map before the call.
+    ///
+    /// # Errors
+    /// If the grace period cannot be had.
+    pub fn wait_for_programs(&self) -> Result<(), DatapathError> {
+        sys::grace_period().map_err(|error| DatapathError::System { call: "membarrier", error })
     }
 
     fn write_addresses(&mut self, desired: &Desired, applied: &mut Applied) -> Result<(), DatapathError> {
-        let mut overflow = false;
+        let mut failed_nets = Vec::new();
+        let mut failed_addresses = Vec::new();
         for (net, identity) in &desired.cidrs {
             if self.cidrs.get(net) == Some(identity) {
                 continue;
@@ -410,38 +493,54 @@ impl Datapath {
                 IpNet::V6(net) => self.maps.cidrs6.insert(&kernel::key6(*net), identity, ANY),
             };
             match written {
-                Ok(()) => drop(self.cidrs.insert(*net, *identity)),
+                Ok(()) => {
+                    self.cidrs.insert(*net, *identity);
+                    applied.writes += 1;
+                }
                 Err(error) => {
-                    overflow = true;
-                    applied.errors.push(full(&error, names::CIDRS4, "--cidrs-size"));
+                    failed_nets.push(*net);
+                    let name = if net.addr().is_ipv4() { names::CIDRS4 } else { names::CIDRS6 };
+                    applied.errors.push(full(&error, name, "--cidrs-size"));
                 }
             }
-            applied.writes += 1;
         }
-        for (address, identity) in &desired.ipcache {
-            if self.ipcache.get(address) == Some(identity) {
-                continue;
-            }
+        // This node and the others first: if room is short, they keep theirs.
+        let ordinary = |identity: &Identity| identity.principal == 0 || identity.principal >= FIRST_PRINCIPAL;
+        let mut changed: Vec<_> =
+            desired.ipcache.iter().filter(|(a, identity)| self.ipcache.get(a) != Some(identity)).collect();
+        changed.sort_by_key(|(_, identity)| (identity.kind != Kind::Host as u8, ordinary(identity)));
+        for (address, identity) in changed {
             let written = match address {
                 IpAddr::V4(a) => self.maps.ipcache4.insert(u32::from_ne_bytes(a.octets()), identity, ANY),
                 IpAddr::V6(a) => self.maps.ipcache6.insert(Addr6::from_bytes(a.octets()), identity, ANY),
             };
             match written {
-                Ok(()) => drop(self.ipcache.insert(*address, *identity)),
+                Ok(()) => {
+                    self.ipcache.insert(*address, *identity);
+                    applied.writes += 1;
+                }
                 Err(error) => {
-                    overflow = true;
-                    applied.errors.push(full(&error, names::IPCACHE4, "--ipcache-size"));
+                    failed_addresses.push(*address);
+                    let name = if address.is_ipv4() { names::IPCACHE4 } else { names::IPCACHE6 };
+                    applied.errors.push(full(&error, name, "--ipcache-size"));
                 }
             }
-            applied.writes += 1;
         }
+        let overflow = !failed_nets.is_empty() || !failed_addresses.is_empty();
         // Before entries go: an address that could not be written must not be taken for somebody else's.
         if self.config(config::OVERFLOW)? != u32::from(overflow) {
             self.set_config(config::OVERFLOW, u32::from(overflow))?;
             applied.writes += 1;
         }
-        let gone: Vec<_> =
-            self.ipcache.keys().filter(|a| !desired.ipcache.contains_key(a)).copied().collect();
+        // What could not be replaced must not keep its old meaning; the flag above denies it.
+        let failed_addresses: BTreeSet<_> = failed_addresses.into_iter().collect();
+        let failed_nets: BTreeSet<_> = failed_nets.into_iter().collect();
+        let gone: Vec<_> = self
+            .ipcache
+            .keys()
+            .filter(|a| !desired.ipcache.contains_key(a) || failed_addresses.contains(a))
+            .copied()
+            .collect();
         for address in gone {
             let _ = match address {
                 IpAddr::V4(a) => self.maps.ipcache4.remove(&u32::from_ne_bytes(a.octets())),
@@ -450,7 +549,12 @@ impl Datapath {
             self.ipcache.remove(&address);
             applied.writes += 1;
         }
-        let gone: Vec<_> = self.cidrs.keys().filter(|n| !desired.cidrs.contains_key(n)).copied().collect();
+        let gone: Vec<_> = self
+            .cidrs
+            .keys()
+            .filter(|n| !desired.cidrs.contains_key(n) || failed_nets.contains(n))
+            .copied()
+            .collect();
         for net in gone {
             let _ = match net {
                 IpNet::V4(net) => self.maps.cidrs4.remove(&kernel::key4(net)),
@@ -554,62 +658,6 @@ pub fn load_object(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Ebpf, Da
         }
     }
     Ok(loader.load(object)?)
-}
-
-/// The rows of an earlier agent stay in force until they are replaced; they are retired from the start, and their room
-/// in `PORTS` is not written before they are gone.
-fn adopt_rows(maps: &KernelMaps, sizes: &Sizes) -> Result<(RowSets, PortTables, Retired), DatapathError> {
-    let mut retired = Retired::default();
-    let mut next = 1;
-    let mut ranges = BTreeSet::new();
-    for entry in &maps.rows {
-        let (key, row) = entry.map_err(|error| DatapathError::map("read", names::ROWS, error))?;
-        next = next.max(key.rowset.saturating_add(1));
-        if row.steps > 0 {
-            ranges.insert((row.steps_at, row.steps));
-        }
-        retired.rows.push(key);
-    }
-    retired.ranges = ranges.into_iter().collect();
-    Ok((RowSets::new(next), PortTables::new(sizes.ports_size, retired.ranges.iter().copied()), retired))
-}
-
-fn adopt_ipcache(maps: &KernelMaps) -> Result<BTreeMap<IpAddr, Identity>, DatapathError> {
-    let mut found = BTreeMap::new();
-    for entry in &maps.ipcache4 {
-        let (address, identity) =
-            entry.map_err(|error| DatapathError::map("read", names::IPCACHE4, error))?;
-        found.insert(IpAddr::from(address.to_ne_bytes()), identity);
-    }
-    for entry in &maps.ipcache6 {
-        let (address, identity) =
-            entry.map_err(|error| DatapathError::map("read", names::IPCACHE6, error))?;
-        found.insert(IpAddr::from(address.to_bytes()), identity);
-    }
-    Ok(found)
-}
-
-fn adopt_cidrs(maps: &KernelMaps) -> Result<BTreeMap<IpNet, Identity>, DatapathError> {
-    let mut found = BTreeMap::new();
-    let net =
-        |address: IpAddr, length: u32| IpNet::new(address, u8::try_from(length).unwrap_or(u8::MAX)).ok();
-    for entry in &maps.cidrs4 {
-        let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS4, error))?;
-        found
-            .extend(net(IpAddr::from(key.data().to_ne_bytes()), key.prefix_len()).map(|net| (net, identity)));
-    }
-    for entry in &maps.cidrs6 {
-        let (key, identity) = entry.map_err(|error| DatapathError::map("read", names::CIDRS6, error))?;
-        found.extend(net(IpAddr::from(key.data().to_bytes()), key.prefix_len()).map(|net| (net, identity)));
-    }
-    Ok(found)
-}
-
-fn adopt_numbers(maps: &KernelMaps) -> Result<BTreeMap<NumberKey, Digest>, DatapathError> {
-    maps.numbers
-        .iter()
-        .map(|entry| entry.map_err(|error| DatapathError::map("read", names::NUMBERS, error)))
-        .collect()
 }
 
 /// Takes every trace of an agent off this node: programs, links, maps.

@@ -21,6 +21,8 @@ pub struct PortTables {
 struct Table {
     at: u32,
     users: usize,
+    /// Whether its steps are in the kernel, as far as is known.
+    written: bool,
 }
 
 /// The array has no room for a table of so many steps.
@@ -63,7 +65,9 @@ impl PortTables {
         let row = |at| Row { steps_at: at, steps: length, decision: PortStep::new(steps[0].0, steps[0].1) };
         if let Some(table) = self.tables.get_mut(function) {
             table.users += 1;
-            return Ok((row(table.at), Vec::new()));
+            let known = std::mem::replace(&mut table.written, true);
+            let at = table.at;
+            return Ok((row(at), if known { Vec::new() } else { placed(at, function) }));
         }
         let Some((at, room)) =
             self.free.iter().find(|(_, room)| **room >= length).map(|(at, room)| (*at, *room))
@@ -74,12 +78,27 @@ impl PortTables {
         if room > length {
             self.free.insert(at + length, room - length);
         }
-        self.tables.insert(Arc::clone(function), Table { at, users: 1 });
-        let written = (at..)
-            .zip(steps)
-            .map(|(index, (key, decision))| (index, PortStep::new(*key, *decision)))
-            .collect();
-        Ok((row(at), written))
+        self.tables.insert(Arc::clone(function), Table { at, users: 1, written: true });
+        Ok((row(at), placed(at, function)))
+    }
+
+    /// Takes over a table that an earlier agent wrote at `at`, for one more row. The range must have been given to
+    /// [`Self::new`]. `false`: the function lies elsewhere already, so this table cannot be shared.
+    pub fn adopt(&mut self, function: &Arc<Function>, at: u32) -> bool {
+        if function.steps().len() == 1 {
+            return true;
+        }
+        let table = self.tables.entry(Arc::clone(function)).or_insert(Table { at, users: 0, written: true });
+        let same = table.at == at;
+        table.users += usize::from(same);
+        same
+    }
+
+    /// The steps of a function may not all have reached the kernel: whoever acquires it next writes them again.
+    pub fn doubt(&mut self, function: &Arc<Function>) {
+        if let Some(table) = self.tables.get_mut(function) {
+            table.written = false;
+        }
     }
 
     /// Gives a function's table back; its room is free when nobody uses it. Call it only after the grace period.
@@ -114,6 +133,12 @@ impl PortTables {
     pub fn usage(&self) -> (u32, u32) {
         (self.capacity - self.free.values().sum::<u32>(), self.capacity)
     }
+}
+
+/// The steps of a table at their indexes.
+fn placed(at: u32, function: &Function) -> Vec<(u32, PortStep)> {
+    let step = |(key, decision): &(PortKey, _)| PortStep::new(*key, *decision);
+    (at..).zip(function.steps().iter().map(step)).collect()
 }
 
 #[cfg(test)]
@@ -154,6 +179,20 @@ mod tests {
         tables.give_back(0, 2);
         tables.give_back(3, 4);
         assert_eq!(tables.free, BTreeMap::from([(0, 7), (10, 10)]));
+    }
+
+    #[test]
+    fn an_adopted_table_is_not_written_again_and_a_doubted_one_is() {
+        let mut tables = PortTables::new(20, [(2, 3)]);
+        assert!(tables.adopt(&function(&[80]), 2));
+        assert!(!tables.adopt(&function(&[80]), 9), "the same function at another place");
+        let (row, steps) = tables.acquire(&function(&[80])).unwrap();
+        assert_eq!((row.steps_at, steps.len()), (2, 0));
+        tables.doubt(&function(&[80]));
+        assert_eq!(tables.acquire(&function(&[80])).unwrap().1.len(), 3);
+        assert_eq!(tables.acquire(&function(&[80])).unwrap().1.len(), 0);
+        (0..4).for_each(|_| tables.release(&function(&[80])));
+        assert_eq!(tables.usage(), (0, 20));
     }
 
     #[test]

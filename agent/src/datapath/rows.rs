@@ -31,6 +31,10 @@ pub struct Change {
     pub steps: Vec<(u32, portcullis_common::policy::PortStep)>,
     /// Rows to write next.
     pub put: Vec<(RowKey, Row)>,
+    /// Functions whose steps are among those to write.
+    pub written: Vec<Arc<Function>>,
+    /// Rows of the set in force to remove at once: their class falls back to its kind's row.
+    pub remove: Vec<RowKey>,
     /// Then, if the rows are of a new set: the set to put in force.
     pub switch_to: Option<u32>,
     /// Rows to remove once nothing can use them.
@@ -48,6 +52,16 @@ impl RowSets {
     /// Subject classes with rows in force.
     pub fn subjects(&self) -> impl Iterator<Item = u32> + '_ {
         self.live.keys().copied()
+    }
+
+    /// The rows in force of a subject class.
+    pub fn rows(&self, subject: u32) -> Option<&Arc<RowSet>> {
+        self.live.get(&subject).map(|live| &live.rows)
+    }
+
+    /// Takes over the row set that an earlier agent put in force.
+    pub fn adopt(&mut self, subject: u32, number: u32, rows: RowSet) {
+        self.live.insert(subject, Live { number, rows: Arc::new(rows) });
     }
 
     /// Plans the change of a subject class; `live_peers` are the peer classes that addresses have now.
@@ -84,6 +98,9 @@ impl RowSets {
             match tables.acquire(function) {
                 Ok((row, steps)) => {
                     taken.push(function);
+                    if !steps.is_empty() {
+                        change.written.push(Arc::clone(function));
+                    }
                     change.steps.extend(steps);
                     change.put.push((row_key(number, *key), row));
                 }
@@ -100,8 +117,11 @@ impl RowSets {
                 if in_place.is_none() || wanted.get(key) != Some(function) {
                     change.release.push(Arc::clone(function));
                 }
-                if in_place.is_none() || !wanted.contains_key(key) {
+                if in_place.is_none() {
                     change.retire.push(row_key(live.number, *key));
+                } else if !wanted.contains_key(key) {
+                    // Not later: it would stay in force until then, and may have been put back by then.
+                    change.remove.push(row_key(live.number, *key));
                 }
             }
         }

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type};
 
 /// Magic number of bpffs (`BPF_FS_MAGIC`, include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -41,17 +41,74 @@ pub fn ticks_per_second() -> io::Result<u32> {
 }
 
 /// Waits until no program run that began before the call can still be under way: the kernel implements the command as an
-/// RCU grace period (`synchronize_rcu`, kernel/sched/membarrier.c), and TC programs run inside RCU sections.
+/// RCU grace period (`synchronize_rcu`, kernel/sched/membarrier.c), and TC programs run inside RCU sections. Kernels with
+/// CPUs in `nohz_full` refuse the command; there an update of a map of maps waits for the same.
 ///
 /// # Errors
-/// What `membarrier` says.
+/// What `membarrier`, and then `bpf`, says.
 pub fn grace_period() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    static SAID: std::sync::Once = std::sync::Once::new();
     // SAFETY: no pointers are passed.
-    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
-        return Err(io::Error::last_os_error());
+    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0 {
+        return Ok(());
     }
-    Ok(())
+    let error = io::Error::last_os_error();
+    SAID.call_once(|| tracing::info!(%error, "membarrier is refused: a map of maps is updated instead"));
+    grace_period_by_map()
+}
+
+/// A grace period by way of a map of maps of its own: the kernel returns from an update of one only when no program can
+/// still use the map that was replaced (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c).
+///
+/// # Errors
+/// What `bpf` says.
+pub fn grace_period_by_map() -> io::Result<()> {
+    let inner = create_array(bpf_map_type::BPF_MAP_TYPE_ARRAY, None)?;
+    let outer = create_array(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, Some(&inner))?;
+    let (key, value) = (0u32, inner.as_raw_fd());
+    // SAFETY: zero is a valid value of this union of plain structs.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.__bindgen_anon_2.map_fd = u32::try_from(outer.as_raw_fd()).unwrap_or(u32::MAX);
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw const value) as u64;
+    // SAFETY: the key and the value that it points to are four bytes, as the map has them, and live through the call.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+/// An array of one element of four bytes, of numbers or of maps like `inner`.
+fn create_array(kind: bpf_map_type, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    // SAFETY: zero is a valid value of this union of plain structs.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.__bindgen_anon_1.map_type = kind as u32;
+    attr.__bindgen_anon_1.key_size = 4;
+    attr.__bindgen_anon_1.value_size = 4;
+    attr.__bindgen_anon_1.max_entries = 1;
+    if let Some(inner) = inner {
+        attr.__bindgen_anon_1.inner_map_fd = u32::try_from(inner.as_raw_fd()).unwrap_or(u32::MAX);
+    }
+    // SAFETY: the attribute holds no pointers.
+    let fd = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) }?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The system call.
+///
+/// # Safety
+/// What the attribute points to must be as the command wants it.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<libc::c_long> {
+    // SAFETY: the attribute is of the size given; the rest is the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attr),
+            mem::size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Takes the lock of a folder for as long as the returned file lives; `None` if another process has it.

@@ -1,0 +1,208 @@
+//! What a peer class gets while addresses move to it: neither the old nor the new rows alone answer for a class that
+//! was split off, so it first gets, in the sets in force, what its addresses get today.
+//!
+//! Invariant: between two applied states no address gets a verdict that neither state gives it, unless it moves to a
+//! class that other addresses have already.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use portcullis_common::identity::{FIRST_PEER, Identity};
+use portcullis_common::policy::{Decision, PortKey, wildcard};
+use portcullis_common::{Direction, Reason, Verdict};
+
+use crate::policy::{Desired, Function, RowSet};
+
+/// A peer class with the kind of its addresses.
+type Class = (u32, u8);
+
+/// From which classes addresses come and to which they go.
+#[derive(Debug, Default)]
+pub struct Moves {
+    /// Classes that no address has yet, with those that their addresses have now.
+    into: BTreeMap<Class, BTreeSet<Class>>,
+    /// Classes that no address will have, with those that their addresses will have.
+    out_of: BTreeMap<Class, BTreeSet<Class>>,
+}
+
+impl Moves {
+    /// The moves from what the kernel holds to what is desired.
+    pub fn between(
+        ipcache: &BTreeMap<IpAddr, Identity>,
+        cidrs: &BTreeMap<IpNet, Identity>,
+        desired: &Desired,
+    ) -> Self {
+        let peers = |ipcache: &BTreeMap<IpAddr, Identity>, cidrs: &BTreeMap<IpNet, Identity>| {
+            ipcache.values().chain(cidrs.values()).map(|identity| identity.peer).collect::<BTreeSet<_>>()
+        };
+        let before = peers(ipcache, cidrs);
+        let after = peers(&desired.ipcache, &desired.cidrs);
+        let mut moves = Self::default();
+        let mut add = |from: Identity, to: Identity| {
+            let (from, to) = ((from.peer, from.kind), (to.peer, to.kind));
+            if from == to {
+                return;
+            }
+            if to.0 >= FIRST_PEER && !before.contains(&to.0) {
+                moves.into.entry(to).or_default().insert(from);
+            }
+            if from.0 >= FIRST_PEER && !after.contains(&from.0) {
+                moves.out_of.entry(from).or_default().insert(to);
+            }
+        };
+        let addresses = ipcache.keys().chain(desired.ipcache.keys().filter(|a| !ipcache.contains_key(a)));
+        for address in addresses {
+            let (old, new) = (ipcache.get(address), desired.ipcache.get(address));
+            if old == new {
+                continue;
+            }
+            let net = IpNet::from(*address);
+            let old = old.copied().unwrap_or_else(|| longest(cidrs, net));
+            let new = new.copied().unwrap_or_else(|| longest(&desired.cidrs, net));
+            add(old, new);
+        }
+        let nets = cidrs.keys().chain(desired.cidrs.keys().filter(|net| !cidrs.contains_key(net)));
+        for net in nets {
+            if cidrs.get(net) != desired.cidrs.get(net) {
+                add(longest(cidrs, *net), longest(&desired.cidrs, *net));
+            }
+        }
+        moves
+    }
+
+    /// Rows in force with those of the new classes; `None` if none is needed. `strict`: they get nothing.
+    pub fn stage(&self, rows: &RowSet, strict: bool) -> Option<RowSet> {
+        with_classes(rows, &self.into, strict)
+    }
+
+    /// Rows of a new subject class with those of the classes that addresses are about to leave; `None` if none is needed.
+    pub fn unstaged(&self, rows: &RowSet) -> Option<RowSet> {
+        with_classes(rows, &self.out_of, false)
+    }
+}
+
+/// What the longest prefix says about a net.
+fn longest(cidrs: &BTreeMap<IpNet, Identity>, net: IpNet) -> Identity {
+    let mut wanted = Some(net.trunc());
+    while let Some(net) = wanted {
+        if let Some(identity) = cidrs.get(&net) {
+            return *identity;
+        }
+        wanted = net.supernet();
+    }
+    Identity::WORLD
+}
+
+/// What a class gets.
+fn function_of(rows: &RowSet, direction: Direction, (peer, kind): Class) -> Option<&Arc<Function>> {
+    rows.get(&(direction, peer)).or_else(|| rows.get(&(direction, wildcard(kind))))
+}
+
+fn with_classes(rows: &RowSet, classes: &BTreeMap<Class, BTreeSet<Class>>, strict: bool) -> Option<RowSet> {
+    let deny = || Arc::new(Function::constant(Decision::new(Verdict::Deny, Reason::Default)));
+    let mut staged: Option<RowSet> = None;
+    for (&class, others) in classes {
+        for &direction in Direction::ALL {
+            let mut functions = others.iter().map(|other| function_of(rows, direction, *other));
+            let Some(first) = functions.next() else { continue };
+            let today = functions.fold(first.cloned(), |found, next| match (found, next) {
+                (None, None) => None,
+                (Some(a), Some(b)) if a == *b => Some(a),
+                (Some(a), Some(b)) => Some(Arc::new(strictest(&a, b))),
+                // Without rows there is no permission.
+                _ => Some(deny()),
+            });
+            let Some(today) = today else { continue };
+            if function_of(rows, direction, class) == Some(&today) {
+                continue;
+            }
+            let function = if strict { deny() } else { today };
+            staged.get_or_insert_with(|| rows.clone()).insert((direction, class.0), function);
+        }
+    }
+    staged
+}
+
+/// For each port the stricter of two decisions.
+fn strictest(a: &Function, b: &Function) -> Function {
+    let rank = |decision: &Decision| match decision.verdict {
+        Verdict::Allow => 0,
+        Verdict::Audit => 1,
+        Verdict::Deny => 2,
+    };
+    let keys: BTreeSet<PortKey> = a.steps().iter().chain(b.steps()).map(|(key, _)| *key).collect();
+    let steps = keys.into_iter().map(|key| {
+        let (a, b) = (a.decide(key), b.decide(key));
+        (key, if rank(&b) > rank(&a) { b } else { a })
+    });
+    Function::new(steps).unwrap_or_else(|| Function::constant(Decision::new(Verdict::Deny, Reason::Default)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_common::Kind;
+    use portcullis_common::policy::wildcard_of;
+
+    fn always(verdict: Verdict) -> Arc<Function> {
+        Arc::new(Function::constant(Decision::new(verdict, Reason::Policy)))
+    }
+
+    fn desired(entries: &[(&str, u32)], nets: &[(&str, u32)]) -> Desired {
+        let mut desired = Desired::default();
+        for (address, peer) in entries {
+            desired.ipcache.insert(address.parse().unwrap(), Identity::new(*peer, *peer, Kind::Pod));
+        }
+        for (net, peer) in nets {
+            desired.cidrs.insert(net.parse().unwrap(), Identity::new(4, *peer, Kind::World));
+        }
+        desired
+    }
+
+    #[test]
+    fn a_new_class_gets_the_strictest_of_what_its_addresses_get_today() {
+        let before = desired(&[("10.0.0.1", 20), ("10.0.0.2", 21), ("10.0.0.3", 20)], &[("0.0.0.0/0", 1)]);
+        let after = desired(&[("10.0.0.1", 30), ("10.0.0.2", 30), ("10.0.0.3", 20)], &[("0.0.0.0/0", 1)]);
+        let moves = Moves::between(&before.ipcache, &before.cidrs, &after);
+        let pods = (Direction::Ingress, wildcard_of(Kind::Pod));
+        let rows =
+            RowSet::from([(pods, always(Verdict::Allow)), ((Direction::Ingress, 21), always(Verdict::Deny))]);
+        let staged = moves.stage(&rows, false).unwrap();
+        assert_eq!(staged.get(&(Direction::Ingress, 30)), Some(&always(Verdict::Deny)));
+        assert_eq!(staged.len(), 3, "egress has no rows, so it gets none");
+        let equal = RowSet::from([(pods, always(Verdict::Allow))]);
+        assert_eq!(moves.stage(&equal, false), None, "its kind's row says the same");
+        let new =
+            RowSet::from([(pods, always(Verdict::Allow)), ((Direction::Ingress, 30), always(Verdict::Deny))]);
+        let unstaged = moves.unstaged(&new).unwrap();
+        assert_eq!(unstaged.get(&(Direction::Ingress, 21)), Some(&always(Verdict::Deny)));
+        assert_eq!(unstaged.get(&(Direction::Ingress, 20)), None, "an address stays in it");
+    }
+
+    #[test]
+    fn an_address_that_was_nobody_s_had_what_its_longest_prefix_has() {
+        let before = desired(&[], &[("0.0.0.0/0", 1), ("10.0.0.0/8", 40)]);
+        let after =
+            desired(&[("10.0.0.1", 30)], &[("0.0.0.0/0", 1), ("10.0.0.0/8", 40), ("192.0.2.0/24", 41)]);
+        let moves = Moves::between(&before.ipcache, &before.cidrs, &after);
+        let world = Kind::World as u8;
+        assert_eq!(moves.into[&(30, Kind::Pod as u8)], BTreeSet::from([(40, world)]));
+        assert_eq!(moves.into[&(41, world)], BTreeSet::from([(1, world)]));
+    }
+
+    #[test]
+    fn the_stricter_decision_wins_at_each_port() {
+        let function = |steps: &[(u16, Verdict)]| {
+            let step = |&(port, v): &(u16, _)| (PortKey::new(6, port), Decision::new(v, Reason::Policy));
+            Function::new(steps.iter().map(step)).unwrap()
+        };
+        use Verdict::{Allow, Audit, Deny};
+        let a = function(&[(0, Allow), (80, Deny), (81, Allow)]);
+        let b = function(&[(0, Audit), (80, Allow), (90, Deny)]);
+        let both = strictest(&a, &b);
+        let got = [0, 79, 80, 81, 89, 90].map(|port| both.decide(PortKey::new(6, port)).verdict);
+        assert_eq!(got, [Audit, Audit, Deny, Allow, Allow, Deny]);
+    }
+}

@@ -1,0 +1,187 @@
+//! What a restart takes over, and what packets meet while a change is on its way.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use portcullis::datapath::{Sizes, sys};
+use portcullis_common::abi::Mode;
+use portcullis_common::policy::wildcard_of;
+use portcullis_common::{Direction, Identity, Kind, Verdict};
+use portcullis_tests::fixture::{
+    INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture, with_sizes,
+};
+use portcullis_tests::packets::{Packet, flags};
+
+fn syn(port: u16) -> Packet {
+    Packet::tcp("10.0.0.2", port, "10.0.0.3", 80, flags::SYN)
+}
+
+#[test]
+fn what_an_earlier_agent_enforced_holds_before_the_first_apply_also_after_a_collection() {
+    with_fixture(|f| {
+        assert!(f.sends(&syn(4000)));
+        f.reopen();
+        assert_eq!(f.datapath.collect().unwrap(), 0, "rows in force are not retired");
+        assert!(f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK)));
+        assert!(f.receives(&Packet::tcp("10.0.0.3", 80, "10.0.0.2", 4000, flags::SYN | flags::ACK)));
+        assert!(f.sends(&syn(4001)), "a new connection");
+        assert!(!f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.4", 80, flags::SYN)));
+    });
+}
+
+#[test]
+fn an_unchanged_restart_writes_nothing_and_a_changed_one_leaves_nothing_behind() {
+    with_fixture(|f| {
+        let before = f.datapath.port_usage();
+        f.reopen();
+        let applied = f.datapath.apply(&f.desired, &[endpoint()], Mode::Enforce, std::iter::empty()).unwrap();
+        assert_eq!(applied.errors.len(), 0, "{:?}", applied.errors);
+        // The programs of the next agent are attached in the place of the former's; nothing else changes.
+        assert!(!applied.revised, "{} writes", applied.writes);
+        assert_eq!(f.datapath.port_usage(), before);
+        f.reopen();
+        f.desired.subjects.clear();
+        f.apply();
+        assert!(!f.sends(&syn(4000)), "a subject class that nobody has any more has no rows");
+        while f.datapath.has_retired() {
+            f.datapath.collect().unwrap();
+        }
+        assert_eq!(f.datapath.port_usage().0, 0);
+    });
+}
+
+#[test]
+fn a_restart_works_when_more_than_half_of_the_port_tables_is_in_use() {
+    let sizes = Sizes { ports_size: 100, ..Sizes::default() };
+    with_sizes(sizes, |f| {
+        let ports: Vec<_> = (0..35).map(|i| (6, 80 + 2 * i, 80 + 2 * i)).collect();
+        f.desired.subjects.insert(SUBJECT, rows(Verdict::Deny, &only(&ports)));
+        while f.datapath.has_retired() {
+            f.datapath.collect().unwrap();
+        }
+        f.apply();
+        while f.datapath.has_retired() {
+            f.datapath.collect().unwrap();
+        }
+        let used = f.datapath.port_usage().0;
+        assert!(used > 50, "{used} of 100 steps");
+        f.reopen();
+        f.apply();
+        assert_eq!(f.datapath.port_usage().0, used);
+        assert!(f.sends(&syn(4000)));
+    });
+}
+
+#[test]
+fn a_row_that_goes_and_comes_back_before_a_collection_stays() {
+    with_fixture(|f| {
+        let with = f.desired.subjects[&SUBJECT].clone();
+        let mut without = (*with).clone();
+        without.remove(&(Direction::Egress, WEB));
+        f.desired.subjects.insert(SUBJECT, Arc::new(without));
+        f.apply();
+        assert!(!f.sends(&syn(4000)), "at once, not when it is collected");
+        f.desired.subjects.insert(SUBJECT, with);
+        f.apply();
+        while f.datapath.has_retired() {
+            f.datapath.collect().unwrap();
+        }
+        assert!(f.sends(&syn(4001)));
+    });
+}
+
+#[test]
+fn a_grace_period_is_had_without_membarrier_too() {
+    sys::grace_period_by_map().unwrap();
+}
+
+/// Runs SYNs of the intruder against the attached program on a thread of its own while `change` runs; returns how many
+/// passed and how many were dropped.
+fn probed_meanwhile(change: impl FnOnce()) -> (u64, u64) {
+    let ids = sys::tcx_programs(1, true).unwrap();
+    let program = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| ids.contains(&program.id()))
+        .expect("the attached program");
+    let fd = program.fd().unwrap();
+    let (done, passed, dropped) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut port = 1u16;
+            while !done.load(Relaxed) {
+                port = port.wrapping_add(1).max(1);
+                let packet = Packet::tcp("10.0.0.4", port, "10.0.0.2", 80, flags::SYN).bytes();
+                let count = if test_run(fd.as_fd().as_raw_fd(), &packet) { &passed } else { &dropped };
+                count.fetch_add(1, Relaxed);
+            }
+        });
+        let ran = || passed.load(Relaxed) + dropped.load(Relaxed);
+        let wait = |count| {
+            while ran() < count {
+                std::thread::yield_now();
+            }
+        };
+        wait(1000);
+        change();
+        wait(ran() + 1000);
+        done.store(true, Relaxed);
+    });
+    (passed.into_inner(), dropped.into_inner())
+}
+
+/// `BPF_PROG_TEST_RUN` of a packet that came in by interface 99; whether it passed.
+fn test_run(program: i32, packet: &[u8]) -> bool {
+    let mut context = [0u8; 192];
+    context[36..40].copy_from_slice(&99u32.to_ne_bytes());
+    let mut attr = [0u8; 128];
+    attr[0..4].copy_from_slice(&program.to_ne_bytes());
+    attr[8..12].copy_from_slice(&u32::try_from(packet.len()).unwrap().to_ne_bytes());
+    attr[16..24].copy_from_slice(&(packet.as_ptr() as u64).to_ne_bytes());
+    attr[32..36].copy_from_slice(&1u32.to_ne_bytes());
+    attr[40..44].copy_from_slice(&192u32.to_ne_bytes());
+    attr[48..56].copy_from_slice(&(context.as_ptr() as u64).to_ne_bytes());
+    // SAFETY: the attribute is as the command wants it, and packet and context live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, 10, attr.as_mut_ptr(), attr.len()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    u32::from_ne_bytes(attr[4..8].try_into().unwrap()) == u32::MAX
+}
+
+/// From rows that give every class `before` to rows with `default` for all and `split` for a class that the intruder is
+/// moved to, with five thousand addresses on the way.
+fn split_off(before: Verdict, default: Verdict, split: Verdict) -> (u64, u64) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    with_fixture(move |f| {
+        f.desired.subjects.insert(SUBJECT, rows(before, &always(before)));
+        f.apply();
+        for i in 0..5000u32 {
+            let address = Ipv4Addr::from(0x0100_0000 + i).into();
+            f.desired.ipcache.insert(address, Identity::new(WEB, WEB, Kind::Pod));
+        }
+        let class = Identity::new(INTRUDER, 30, Kind::Pod);
+        f.desired.ipcache.insert("10.0.0.4".parse().unwrap(), class);
+        let mut next = (*rows(default, &always(default))).clone();
+        for &direction in Direction::ALL {
+            next.insert((direction, 30), always(split));
+            assert!(next.contains_key(&(direction, wildcard_of(Kind::Pod))));
+        }
+        f.desired.subjects.insert(SUBJECT, Arc::new(next));
+        sender.send(probed_meanwhile(|| f.apply())).unwrap();
+    });
+    receiver.recv().unwrap()
+}
+
+#[test]
+fn a_class_that_stays_forbidden_is_never_let_through_while_addresses_move() {
+    let (passed, dropped) = split_off(Verdict::Deny, Verdict::Allow, Verdict::Deny);
+    assert!(dropped >= 2000);
+    assert_eq!(passed, 0, "of {dropped}");
+}
+
+#[test]
+fn a_class_that_stays_permitted_is_never_dropped_while_addresses_move() {
+    let (passed, dropped) = split_off(Verdict::Allow, Verdict::Deny, Verdict::Allow);
+    assert!(passed >= 2000);
+    assert_eq!(dropped, 0, "of {passed}");
+}
