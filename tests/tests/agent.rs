@@ -337,7 +337,7 @@ fn attaching_the_other_way_leaves_one_program_on_each_hook() -> Result<()> {
         for (how, expected) in [("clsact", &clsact), ("tcx", &tcx), ("clsact", &clsact)] {
             agent.kill()?;
             agent.restart_with(["--attach", how])?;
-            ensure!(programs()? == *expected, "{how}: {:?}", programs());
+            eventually(how, || programs().is_ok_and(|found| found == *expected))?;
             api.ns.tcp_exchange(at, AT_ONCE)?;
             ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err());
         }
