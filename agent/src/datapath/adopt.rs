@@ -20,7 +20,7 @@ use super::{DatapathError, Retired, Sizes};
 use crate::policy::{Function, RowSet};
 
 /// The rows, as far as they could be taken over.
-pub struct Rows {
+pub struct Adopted {
     pub rows: RowSets,
     pub tables: PortTables,
     pub retired: Retired,
@@ -40,7 +40,7 @@ pub struct Foreign {
 ///
 /// # Errors
 /// If a map cannot be read.
-pub fn rows(maps: &KernelMaps, sizes: &Sizes) -> Result<Rows, DatapathError> {
+pub fn rows(maps: &KernelMaps, sizes: &Sizes) -> Result<Adopted, DatapathError> {
     let mut sets: BTreeMap<u32, Vec<(RowKey, Row)>> = BTreeMap::new();
     let mut ranges = BTreeSet::new();
     let mut next = 1;
@@ -84,7 +84,7 @@ pub fn rows(maps: &KernelMaps, sizes: &Sizes) -> Result<Rows, DatapathError> {
     retired.rows.extend(sets.into_values().flatten().map(|(key, _)| key));
     // Tables of nobody's rows are given back late, together with those of the foreign sets: they may be shared.
     foreign.retired.ranges = ranges.difference(&kept).copied().collect();
-    Ok(Rows { rows, tables, retired, foreign })
+    Ok(Adopted { rows, tables, retired, foreign })
 }
 
 /// The content of a row set; `None` if it is not as this version writes them.

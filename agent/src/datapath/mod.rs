@@ -163,7 +163,7 @@ impl Datapath {
             AttachMode::Tcx => true,
             AttachMode::Clsact => false,
         };
-        let adopt::Rows { rows, tables, retired, foreign } = adopt::rows(&maps, &sizes)?;
+        let adopt::Adopted { rows, tables, retired, foreign } = adopt::rows(&maps, &sizes)?;
         let mut datapath = Self {
             slots: Slots::adopt(&maps, &pins, &sizes)?,
             ipcache: adopt::ipcache(&maps)?,

@@ -194,11 +194,11 @@ mod tests {
 
     #[test]
     fn the_stricter_decision_wins_at_each_port() {
+        use Verdict::{Allow, Audit, Deny};
         let function = |steps: &[(u16, Verdict)]| {
             let step = |&(port, v): &(u16, _)| (PortKey::new(6, port), Decision::new(v, Reason::Policy));
             Function::new(steps.iter().map(step)).unwrap()
         };
-        use Verdict::{Allow, Audit, Deny};
         let a = function(&[(0, Allow), (80, Deny), (81, Allow)]);
         let b = function(&[(0, Audit), (80, Allow), (90, Deny)]);
         let both = strictest(&a, &b);
