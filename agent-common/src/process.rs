@@ -86,8 +86,7 @@ pub struct Transit<F: Family> {
 #[inline(always)]
 pub fn known_flow<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key: &F::Key) -> bool {
     let packet = &transit.packet;
-    let flags = packet.tcp_flags;
-    if packet.protocol == protocol::TCP && flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+    if opens(packet) {
         return false;
     }
     let Some(entry) = path.flow(transit.slot, key) else { return false };

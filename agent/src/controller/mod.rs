@@ -323,8 +323,7 @@ impl Agent<'_> {
                 self.readiness.not_ready(condition, otherwise);
             }
         };
-        let place =
-            owner.problems.first().map(|p| format!(": {}: {}", p.place, p.message)).unwrap_or_default();
+        let place = owner.problems.first().map(|problem| format!(": {problem}")).unwrap_or_default();
         say(SOURCE, owner.synced, format!("not every kind has been listed yet{place}"));
         say(ENDPOINTS, owner.links.complete, "the interfaces have not been listed yet".to_owned());
         let missing =

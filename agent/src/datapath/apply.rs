@@ -5,16 +5,14 @@
 //! denied and reported, never passed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use aya::maps::MapError;
-use ipnet::IpNet;
-use portcullis_common::abi::{Addr6, Digest, Mode, NumberKey, config, names};
+use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
 use portcullis_common::identity::{FIRST_PRINCIPAL, Identity};
 use portcullis_common::{Direction, Kind};
 
-use super::kernel::{self, ANY};
+use super::kernel::ANY;
 use super::{Applied, Datapath, DatapathError, EndpointSpec, HookState, attach, ports, rows, staging, sys};
 use crate::policy::Desired;
 
@@ -264,11 +262,7 @@ impl Datapath {
             if self.cidrs.get(net) == Some(identity) {
                 continue;
             }
-            let written = match net {
-                IpNet::V4(net) => self.maps.cidrs4.insert(&kernel::key4(*net), identity, ANY),
-                IpNet::V6(net) => self.maps.cidrs6.insert(&kernel::key6(*net), identity, ANY),
-            };
-            match written {
+            match self.maps.put_prefix(*net, identity) {
                 Ok(()) => {
                     self.cidrs.insert(*net, *identity);
                     applied.writes += 1;
@@ -286,11 +280,7 @@ impl Datapath {
             desired.ipcache.iter().filter(|(a, identity)| self.ipcache.get(a) != Some(identity)).collect();
         changed.sort_by_key(|(_, identity)| (identity.kind != Kind::Host as u8, ordinary(identity)));
         for (address, identity) in changed {
-            let written = match address {
-                IpAddr::V4(a) => self.maps.ipcache4.insert(u32::from_ne_bytes(a.octets()), identity, ANY),
-                IpAddr::V6(a) => self.maps.ipcache6.insert(Addr6::from_bytes(a.octets()), identity, ANY),
-            };
-            match written {
+            match self.maps.put_address(*address, identity) {
                 Ok(()) => {
                     self.ipcache.insert(*address, *identity);
                     applied.writes += 1;
@@ -318,10 +308,7 @@ impl Datapath {
             .copied()
             .collect();
         for address in gone {
-            let _ = match address {
-                IpAddr::V4(a) => self.maps.ipcache4.remove(&u32::from_ne_bytes(a.octets())),
-                IpAddr::V6(a) => self.maps.ipcache6.remove(&Addr6::from_bytes(a.octets())),
-            };
+            let _ = self.maps.remove_address(address);
             self.ipcache.remove(&address);
             applied.writes += 1;
         }
@@ -332,10 +319,7 @@ impl Datapath {
             .copied()
             .collect();
         for net in gone {
-            let _ = match net {
-                IpNet::V4(net) => self.maps.cidrs4.remove(&kernel::key4(net)),
-                IpNet::V6(net) => self.maps.cidrs6.remove(&kernel::key6(net)),
-            };
+            let _ = self.maps.remove_prefix(net);
             self.cidrs.remove(&net);
             applied.writes += 1;
         }

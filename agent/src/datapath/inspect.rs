@@ -190,29 +190,6 @@ pub struct Usage {
     pub capacity: u64,
 }
 
-/// How full the maps are.
-///
-/// # Errors
-/// If a map cannot be read.
-pub fn usage(maps: &KernelMaps, pins: &Pins) -> Result<Vec<Usage>, DatapathError> {
-    let capacity = |name: &str| {
-        aya::maps::MapInfo::from_pin(pins.map(name)).map_or(0, |info| u64::from(info.max_entries()))
-    };
-    let mut found = Vec::new();
-    let mut push = |map: &'static str, entries: usize| {
-        found.push(Usage { map, entries: entries as u64, capacity: capacity(map) });
-    };
-    push(names::IPCACHE4, maps.ipcache4.keys().count());
-    push(names::IPCACHE6, maps.ipcache6.keys().count());
-    push(names::CIDRS4, maps.cidrs4.keys().count());
-    push(names::CIDRS6, maps.cidrs6.keys().count());
-    push(names::ROWS, maps.rows.keys().count());
-    push(names::SLOTS, maps.slots.keys().count());
-    push(names::NUMBERS, maps.numbers.keys().count());
-    push(names::ENDPOINTS, endpoints(maps)?.len());
-    Ok(found)
-}
-
 /// The verdict of a flow.
 pub fn flow_verdict(flow: &Flow) -> Verdict {
     Verdict::from_number(flow.verdict).unwrap_or(Verdict::Deny)

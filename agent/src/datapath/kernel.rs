@@ -1,11 +1,13 @@
 //! Typed handles of the kernel's maps.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use ipnet::IpNet;
 use portcullis_common::abi::{Addr6, Counters, Digest, Endpoint, EventBudget, NumberKey, PairKey, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
@@ -95,6 +97,40 @@ impl KernelMaps {
     }
 }
 
+impl KernelMaps {
+    /// Writes who has exactly this address.
+    pub fn put_address(&mut self, address: IpAddr, identity: &Identity) -> Result<(), MapError> {
+        match address {
+            IpAddr::V4(a) => self.ipcache4.insert(u32::from_ne_bytes(a.octets()), identity, ANY),
+            IpAddr::V6(a) => self.ipcache6.insert(Addr6::from_bytes(a.octets()), identity, ANY),
+        }
+    }
+
+    /// Forgets who has this address.
+    pub fn remove_address(&mut self, address: IpAddr) -> Result<(), MapError> {
+        match address {
+            IpAddr::V4(a) => self.ipcache4.remove(&u32::from_ne_bytes(a.octets())),
+            IpAddr::V6(a) => self.ipcache6.remove(&Addr6::from_bytes(a.octets())),
+        }
+    }
+
+    /// Writes who has the addresses of this prefix.
+    pub fn put_prefix(&mut self, prefix: IpNet, identity: &Identity) -> Result<(), MapError> {
+        match prefix {
+            IpNet::V4(net) => self.cidrs4.insert(&key4(net), identity, ANY),
+            IpNet::V6(net) => self.cidrs6.insert(&key6(net), identity, ANY),
+        }
+    }
+
+    /// Forgets who has the addresses of this prefix.
+    pub fn remove_prefix(&mut self, prefix: IpNet) -> Result<(), MapError> {
+        match prefix {
+            IpNet::V4(net) => self.cidrs4.remove(&key4(net)),
+            IpNet::V6(net) => self.cidrs6.remove(&key6(net)),
+        }
+    }
+}
+
 /// A pinned map of any type.
 fn open_pin(path: &Path, name: &str) -> Result<Map, DatapathError> {
     let data = MapData::from_pin(path).map_err(|error| DatapathError::map("open", name, error))?;
@@ -102,11 +138,11 @@ fn open_pin(path: &Path, name: &str) -> Result<Map, DatapathError> {
 }
 
 /// The key of a prefix in an LPM trie; the bits behind the prefix are zero.
-pub fn key4(net: ipnet::Ipv4Net) -> Key<u32> {
+fn key4(net: ipnet::Ipv4Net) -> Key<u32> {
     Key::new(u32::from(net.prefix_len()), u32::from_ne_bytes(net.trunc().addr().octets()))
 }
 
 /// As [`key4`].
-pub fn key6(net: ipnet::Ipv6Net) -> Key<Addr6> {
+fn key6(net: ipnet::Ipv6Net) -> Key<Addr6> {
     Key::new(u32::from(net.prefix_len()), Addr6::from_bytes(net.trunc().addr().octets()))
 }

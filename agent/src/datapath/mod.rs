@@ -142,13 +142,7 @@ impl Datapath {
     pub fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = Pins::new(&options.bpffs);
         pins.create()?;
-        let lock = match sys::lock_patiently(pins.root()) {
-            Ok(Some(file)) => file,
-            Ok(None) => return Err(DatapathError::Locked(pins.root().to_owned())),
-            Err(error) => {
-                return Err(DatapathError::File { what: "lock", path: pins.root().to_owned(), error });
-            }
-        };
+        let lock = pins.lock()?;
         let sizes = options.sizes;
         pins.check(&|name| Shape::wanted(name, &sizes))?;
         let mut ebpf = load_object(OBJECT, &pins, &sizes)?;
@@ -297,11 +291,7 @@ pub fn cleanup(bpffs: &std::path::Path) -> Result<Vec<String>, DatapathError> {
     if !bpffs.exists() {
         return Ok(Vec::new());
     }
-    let _lock = match sys::lock(pins.root()) {
-        Ok(Some(file)) => file,
-        Ok(None) => return Err(DatapathError::Locked(pins.root().to_owned())),
-        Err(error) => return Err(DatapathError::File { what: "lock", path: pins.root().to_owned(), error }),
-    };
+    let _lock = pins.lock()?;
     let mut removed = Vec::new();
     for version in Pins::list(bpffs) {
         removed.extend(endpoints::detach_all(&pins, &version));

@@ -75,6 +75,18 @@ impl Pins {
         Ok(())
     }
 
+    /// Takes the lock of the folder, which an agent holds while it runs, for as long as the returned file lives.
+    ///
+    /// # Errors
+    /// If another process has it, or the folder cannot be opened.
+    pub fn lock(&self) -> Result<fs::File, DatapathError> {
+        match sys::lock_patiently(&self.root) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(DatapathError::Locked(self.root.clone())),
+            Err(error) => Err(DatapathError::File { what: "lock", path: self.root.clone(), error }),
+        }
+    }
+
     /// Compares every pinned map with what this agent needs. aya adopts a pin without looking, and typed access to
     /// another layout would read and write beyond the kernel's buffers.
     ///
