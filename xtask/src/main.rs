@@ -5,6 +5,7 @@ mod build;
 mod cargo;
 mod ci;
 mod demo;
+mod image;
 mod progress;
 mod setup;
 mod tally;
@@ -28,6 +29,8 @@ enum Task {
     Setup(setup::Arguments),
     /// Build the `portcullis` binary, with the eBPF programs in it
     Build(build::Arguments),
+    /// Write the container image as an archive, which `ctr images import` and `docker load` take; needs no engine
+    Image(image::Arguments),
     /// Show the shop demo: real packets, allowed and denied by identity (needs root)
     Demo(demo::Arguments),
     /// Run every test, or those whose name contains NAME (needs root)
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Build(arguments) => build::run(&arguments),
+        Task::Image(arguments) => image::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => Ok(test::run(&arguments)),
         Task::Bench(arguments) => bench::run(&arguments),
