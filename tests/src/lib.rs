@@ -5,7 +5,9 @@
 //! carry the process id of the test ([`owner`]), so that two runs on one machine leave each other alone.
 
 pub mod agent;
+pub mod cluster;
 pub mod command;
+pub mod deploy;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;

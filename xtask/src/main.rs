@@ -6,6 +6,7 @@ mod cargo;
 mod ci;
 mod demo;
 mod image;
+mod manifests;
 mod progress;
 mod setup;
 mod tally;
@@ -31,6 +32,8 @@ enum Task {
     Build(build::Arguments),
     /// Write the container image as an archive, which `ctr images import` and `docker load` take; needs no engine
     Image(image::Arguments),
+    /// Write the files in deploy/ that are made from others: the CRDs and portcullis.yaml
+    Manifests,
     /// Show the shop demo: real packets, allowed and denied by identity (needs root)
     Demo(demo::Arguments),
     /// Run every test, or those whose name contains NAME (needs root)
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Build(arguments) => build::run(&arguments),
         Task::Image(arguments) => image::run(&arguments),
+        Task::Manifests => manifests::run(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => Ok(test::run(&arguments)),
         Task::Bench(arguments) => bench::run(&arguments),

@@ -1,0 +1,3 @@
+//! A real cluster on one machine.
+
+pub mod binaries;
