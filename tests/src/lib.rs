@@ -28,6 +28,7 @@ pub mod temp;
 pub mod traffic;
 
 pub use agent::{Agent, AgentBuilder};
+pub use cluster::Cluster;
 pub use manifests::{Manifests, PodObject};
 pub use netns::Namespace;
 pub use node::{Network, Node, NodeBuilder, Pod};

@@ -4,8 +4,10 @@ mod bench;
 mod build;
 mod cargo;
 mod ci;
+mod cluster;
 mod demo;
 mod image;
+mod interrupt;
 mod manifests;
 mod progress;
 mod setup;
@@ -36,6 +38,8 @@ enum Task {
     Manifests,
     /// Show the shop demo: real packets, allowed and denied by identity (needs root)
     Demo(demo::Arguments),
+    /// A real Kubernetes cluster on this machine, for playing and for tests (needs root)
+    Cluster(cluster::Arguments),
     /// Run every test, or those whose name contains NAME (needs root)
     Test(test::Arguments),
     /// Measure the cost of a packet (needs root)
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Task::Image(arguments) => image::run(&arguments),
         Task::Manifests => manifests::run(),
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Cluster(arguments) => cluster::run(&arguments),
         Task::Test(arguments) => Ok(test::run(&arguments)),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci(arguments) => Ok(ci::run(&arguments)),
