@@ -5,6 +5,7 @@
 //! carry the process id of the test ([`owner`]), so that two runs on one machine leave each other alone.
 
 pub mod agent;
+pub mod apiserver;
 pub mod cluster;
 pub mod command;
 pub mod deploy;

@@ -35,14 +35,6 @@ use super::schema;
     "a policy without `ingress` and `egress` does nothing: write the section that it is about; `ingress: {}` denies \
      everything that no other policy accepts"
 ))]
-#[x_kube(validation = (
-    "!has(self.ingress) || self.ingress != null",
-    "nothing is written below `ingress`: write `ingress: {}` to deny what no other policy accepts, or leave it out"
-))]
-#[x_kube(validation = (
-    "!has(self.egress) || self.egress != null",
-    "nothing is written below `egress`: write `egress: {}` to deny what no other policy accepts, or leave it out"
-))]
 pub struct IdentityPolicySpec {
     /// Whether the policy is enforced, only audited, or switched off. `Off` is the same as `Disabled`; write it in
     /// quotes, because YAML readers such as kubectl's take the bare word for `false`.

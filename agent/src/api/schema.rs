@@ -20,23 +20,18 @@ pub fn definitions() -> serde_json::Result<Vec<Value>> {
 
 fn definition(crd: CustomResourceDefinition) -> serde_json::Result<Value> {
     let mut definition = serde_json::to_value(crd)?;
-    without_null(&mut definition, "");
+    without_null(&mut definition);
     Ok(definition)
 }
 
-/// A field that is there with nothing below it counts as absent. Of the two sections that would be a direction that
-/// the policy does not touch where somebody meant one that it isolates, so there it is kept, and a rule refuses it.
-fn without_null(value: &mut Value, field: &str) {
+/// A field that is there with nothing below it counts as absent, as in the kinds of Kubernetes itself.
+fn without_null(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            if !matches!(field, "ingress" | "egress") {
-                fields.remove("nullable");
-            }
-            for (name, value) in fields {
-                without_null(value, name);
-            }
+            fields.remove("nullable");
+            fields.values_mut().for_each(without_null);
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| without_null(item, "")),
+        Value::Array(items) => items.iter_mut().for_each(without_null),
         _ => {}
     }
 }

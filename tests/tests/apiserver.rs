@@ -1,0 +1,180 @@
+//! What a real API server says to the files in `deploy/`: it takes what we install and every policy that we show, and
+//! refuses what cannot mean anything, with a message that says what to write instead.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use portcullis_tests::apiserver::ApiServer;
+use portcullis_tests::{deploy, eventually, privileged_test};
+use serde_json::Value;
+
+/// A section of a policy that has one rule with these peers.
+const RULE: &str = "rules: [{action: Accept, from: [{entities: [world]}]";
+
+/// Specifications that are refused, and the message.
+fn refused() -> Vec<(String, &'static str)> {
+    let ingress = |section: &str| format!("{{subject: {{}}, ingress: {{{section}}}}}");
+    let egress = |section: &str| format!("{{subject: {{}}, egress: {{{section}}}}}");
+    let from = |peer: &str| ingress(&format!("rules: [{{action: Accept, from: [{peer}]}}]"));
+    let protocol = |protocol: &str| ingress(&format!("{RULE}, protocols: [{protocol}]}}]"));
+    vec![
+        ("{subject: {}}".to_owned(), "a policy without `ingress` and `egress` does nothing"),
+        ("{subject: {}, ingress: null}".to_owned(), "a policy without `ingress` and `egress` does nothing"),
+        ("{ingress: {}}".to_owned(), "spec.subject: Required value"),
+        // The word without quotes is `false` to kubectl.
+        ("{mode: Off, subject: {}, ingress: {}}".to_owned(), "\"Enforce\", \"Audit\", \"Disabled\", \"Off\""),
+        ("{mode: Sometimes, subject: {}, ingress: {}}".to_owned(), "\"Enforce\", \"Audit\", \"Disabled\", \"Off\""),
+        ("{subject: {}, ingres: {}}".to_owned(), "unknown field \"spec.ingres\""),
+        ("{subject: {serviceAccounts: {names: []}}, ingress: {}}".to_owned(), "the list of names is empty"),
+        ("{subject: {serviceAccounts: {names: ['*']}}, ingress: {}}".to_owned(), "should match"),
+        (
+            "{subject: {serviceAccounts: {selector: {matchExpressions: [{key: a, operator: In}]}}}, ingress: {}}".to_owned(),
+            "`In` and `NotIn` need `values`",
+        ),
+        (
+            "{subject: {serviceAccounts: {selector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}}, ingress: {}}".to_owned(),
+            "`Exists` and `DoesNotExist` must have none",
+        ),
+        (ingress("rules: [{action: Deny, from: [{entities: [world]}]}]"), "only Deny rules must say `isolate` itself"),
+        (egress("rules: [{action: Deny, to: [{entities: [world]}]}]"), "only Deny rules must say `isolate` itself"),
+        (ingress("isolate: false"), "`isolate: false` without rules does nothing: write rules, or leave `ingress` out"),
+        (egress("isolate: false"), "`isolate: false` without rules does nothing: write rules, or leave `egress` out"),
+        (ingress("rules: [{action: Pass, from: [{pods: {}}]}]"), "\"Accept\", \"Deny\""),
+        (ingress("rules: [{action: Accept}]"), "from: Required value"),
+        (ingress("rules: [{action: Accept, from: []}]"), "at least one peer in `from`"),
+        (egress("rules: [{action: Accept, to: []}]"), "at least one peer in `to`"),
+        (ingress("rules: [{name: '', action: Accept, from: [{pods: {}}]}]"), "name: Invalid value"),
+        (
+            ingress("isolate: true, rules: [{action: Deny, from: [{pods: {}}, {entities: [node, host]}]}]"),
+            "so a Deny of `host` has no effect here",
+        ),
+        (from("{}"), "a peer is exactly one of `serviceAccounts`, `pods`, `ipBlock` and `entities`"),
+        (from("{pods: {}, entities: [world]}"), "a peer is exactly one of"),
+        (from("{entities: []}"), "the list of entities is empty"),
+        (from("{entities: [internet]}"), "\"host\", \"node\", \"world\", \"unmanaged\""),
+        (from("{serviceAccounts: {names: []}}"), "the list of names is empty"),
+        (from("{ipBlock: {cidr: 10.0.0.1}}"), "`cidr` is no range of addresses"),
+        (from("{ipBlock: {cidr: 10.0.0.0/33}}"), "`cidr` is no range of addresses"),
+        (from("{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.1]}}"), "`except` has something that is no range"),
+        (from("{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}"), "must be a smaller part of `cidr`"),
+        (from("{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}"), "must be a smaller part of `cidr`"),
+        (from("{ipBlock: {cidr: 10.0.0.0/8, except: ['fd00::/64']}}"), "must be a smaller part of `cidr`"),
+        (ingress(&format!("{RULE}, protocols: []}}]")), "the list of protocols is empty"),
+        (egress("rules: [{action: Accept, to: [{pods: {}}], protocols: []}]"), "the list of protocols is empty"),
+        (protocol("{}"), "exactly one of `tcp`, `udp`, `sctp` and `destinationNamedPort`"),
+        (protocol("{tcp: {}, udp: {}}"), "exactly one of `tcp`, `udp`, `sctp` and `destinationNamedPort`"),
+        (protocol("{destinationNamedPort: HTTP}"), "should match"),
+        (protocol("{tcp: {destinationPort: {}}}"), "exactly one of `number` and `range`"),
+        (protocol("{tcp: {destinationPort: {number: 1, range: {start: 1, end: 2}}}}"), "exactly one of `number` and `range`"),
+        (protocol("{udp: {destinationPort: {number: 0}}}"), "greater than or equal to 1"),
+        (protocol("{udp: {destinationPort: {number: 65536}}}"), "less than or equal to 65535"),
+        (protocol("{sctp: {destinationPort: {range: {start: 9, end: 8}}}}"), "`start` must not be greater than `end`"),
+        (
+            egress("rules: [{action: Accept, to: [{entities: [world]}], protocols: [{destinationNamedPort: http}]}]"),
+            "only pods name their ports, and `to` has none",
+        ),
+    ]
+}
+
+/// Specifications that are near to those and mean something.
+const TAKEN: &[&str] = &[
+    "{subject: {}, ingress: {}}",
+    "{mode: Disabled, subject: {serviceAccounts: {}}, egress: {}}",
+    "{mode: 'Off', subject: {serviceAccounts: {names: [a, b.c-d]}}, egress: {isolate: true}}",
+    "{subject: {}, ingress: {isolate: false, rules: [{action: Deny, from: [{entities: [node, world, unmanaged]}]}]}}",
+    "{subject: {}, ingress: {isolate: true, rules: [{action: Deny, from: [{pods: {namespaces: {}}}]}]}}",
+    "{subject: {}, ingress: {rules: [{action: Accept, from: [{entities: [host]}]}]}}",
+    "{subject: {}, egress: {isolate: false, rules: [{action: Deny, to: [{entities: [host]}]}]}}",
+    "{subject: {}, ingress: {rules: [{action: Accept, from: [{ipBlock: {cidr: 10.1.2.3/8, except: [10.0.0.0/9]}}]}]}}",
+    "{subject: {}, ingress: {rules: [{action: Accept, from: [{ipBlock: {cidr: '::/0', except: ['fd00::/8']}}]}]}}",
+    "{subject: {}, egress: {rules: [{action: Accept, to: [{pods: {}}, {entities: [world]}],
+        protocols: [{destinationNamedPort: dns-tcp}, {udp: {}}, {tcp: {destinationPort: {range: {start: 8, end: 8}}}}]}]}}",
+    "{subject: {serviceAccounts: {selector: {matchLabels: {a: b}, matchExpressions: [{key: x.y/z, operator: NotIn, values: [c]},
+        {key: d, operator: Exists}]}}}, ingress: {}}",
+];
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: portcullis.dev/v1alpha1\nkind: IdentityPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
+    )
+}
+
+/// The messages of all rules of a schema.
+fn messages(schema: &Value, found: &mut BTreeSet<String>) {
+    match schema {
+        Value::Object(fields) => {
+            for rule in fields.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten()
+            {
+                found.insert(rule["message"].as_str().expect("each rule has a message").to_owned());
+            }
+            fields.values().for_each(|value| messages(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| messages(value, found)),
+        _ => {}
+    }
+}
+
+/// Folders with a kustomization below one.
+fn kustomizations(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    found.retain(|path| path.join("kustomization.yaml").is_file());
+    found.sort();
+    found
+}
+
+#[test]
+fn a_real_api_server_takes_what_we_show_and_refuses_what_means_nothing() -> anyhow::Result<()> {
+    privileged_test(|| {
+        let server = ApiServer::start()?;
+        let file = |name: &str| deploy::folder().join(name).display().to_string();
+
+        // What is installed, and the variants of it.
+        server.run(["apply", "--filename", &file("portcullis.yaml")])?;
+        server.run(["apply", "--filename", &file("cleanup.yaml")])?;
+        for overlay in kustomizations(&deploy::folder().join("overlays")) {
+            server.run(["apply", "--dry-run=server", "--kustomize", &overlay.display().to_string()])?;
+        }
+        eventually("the kind is served", || server.run(["get", "idpol", "--all-namespaces"]).is_ok())?;
+
+        // What we show.
+        server.run(["create", "namespace", "shop"])?;
+        server.run(["apply", "--filename", &file("demo/manifests/policies")])?;
+        for example in kustomizations(&deploy::folder().join("examples")) {
+            server.run(["apply", "--kustomize", &example.display().to_string()])?;
+        }
+        for (i, spec) in TAKEN.iter().enumerate() {
+            server.apply(&policy(&format!("taken-{i}"), spec))?;
+        }
+
+        // What means nothing.
+        let mut said = String::new();
+        for (spec, message) in refused() {
+            match server.apply(&policy("refused", &spec)) {
+                Ok(_) => panic!("it was taken: {spec}"),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    assert!(error.contains(message), "{spec}: {error}");
+                    said.push_str(&error);
+                }
+            }
+        }
+        let mut rules = BTreeSet::new();
+        portcullis::api::definitions()?.iter().for_each(|definition| messages(definition, &mut rules));
+        let untried: Vec<&String> = rules.iter().filter(|message| !said.contains(message.as_str())).collect();
+        assert!(untried.is_empty(), "no case above is refused with {untried:#?}");
+
+        // What people see, and what the agent writes.
+        let condition = r#"{"status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Understood",
+            "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}]}}"#;
+        let patch =
+            ["patch", "idpol", "taken-1", "--subresource=status", "--type=merge", "--patch", condition];
+        server.run(patch)?;
+        let table = server.run(["get", "idpol", "taken-1", "--output=wide"])?;
+        let columns: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(columns[0], ["NAME", "MODE", "ACCEPTED", "REASON", "AGE"]);
+        assert_eq!(columns[1][..4], ["taken-1", "Disabled", "True", "Understood"]);
+        Ok(())
+    })
+}
