@@ -78,12 +78,12 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-fn capabilities(status: &str) -> Finding {
-    let Some(set) = effective(status) else {
-        return Finding::warn("capabilities", "/proc/self/status does not say", "see the other lines");
-    };
+/// What is missing of the capabilities that the agent cannot do without, and what each is for; `None` where the
+/// process's status does not say.
+fn lacking(status: &str) -> Option<Vec<&'static str>> {
+    let set = effective(status)?;
     let has = |capability: u32| set >> capability & 1 != 0;
-    let missing: Vec<&str> = [
+    let missing = [
         ("CAP_NET_ADMIN (attach programs, see interfaces)", CAP_NET_ADMIN, false),
         ("CAP_BPF (maps and programs)", CAP_BPF, true),
         ("CAP_PERFMON (without it the verifier refuses the programs)", CAP_PERFMON, true),
@@ -91,16 +91,35 @@ fn capabilities(status: &str) -> Finding {
     .into_iter()
     // CAP_SYS_ADMIN contains the two younger ones.
     .filter(|(_, capability, younger)| !(has(*capability) || *younger && has(CAP_SYS_ADMIN)))
-    .map(|(name, ..)| name)
-    .collect();
+    .map(|(name, ..)| name);
+    Some(missing.collect())
+}
+
+/// What to do about missing capabilities.
+const ADD_CAPABILITIES: &str =
+    "run as root, or add them to securityContext.capabilities (CAP_SYS_ADMIN stands for the last two)";
+
+/// Says which capability is missing before the kernel says only that something is not permitted.
+///
+/// # Errors
+/// If one is missing.
+pub fn require_capabilities() -> anyhow::Result<()> {
+    match lacking(&read("/proc/self/status")) {
+        Some(missing) if !missing.is_empty() => {
+            anyhow::bail!("this process lacks {}: {ADD_CAPABILITIES}", missing.join(", "))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn capabilities(status: &str) -> Finding {
+    let Some(missing) = lacking(status) else {
+        return Finding::warn("capabilities", "/proc/self/status does not say", "see the other lines");
+    };
     if missing.is_empty() {
         return Finding::ok("capabilities", "CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON are there");
     }
-    Finding::fail(
-        "capabilities",
-        format!("this process lacks {}", missing.join(", ")),
-        "run as root, or add them to securityContext.capabilities (CAP_SYS_ADMIN stands for the last two)",
-    )
+    Finding::fail("capabilities", format!("this process lacks {}", missing.join(", ")), ADD_CAPABILITIES)
 }
 
 fn bpf_map() -> Finding {

@@ -159,6 +159,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Agent(mut args) => {
             args.paths = paths;
             logging::init(args.log_format, &args.log_level)?;
+            check::require_capabilities()?;
             crate::controller::run(&args).map(|()| Outcome::Good)
         }
         Command::Dump(args) => dump::run(&args, format, &paths),

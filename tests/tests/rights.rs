@@ -1,0 +1,116 @@
+//! The agent with the rights of its DaemonSet and no others: four capabilities, a root file system that it cannot write.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use portcullis_tests::agent::binary;
+use portcullis_tests::{Agent, Manifests, Network, Node, PodObject, TempDir, deploy, privileged_test};
+use serde_json::Value;
+
+/// The capabilities that the DaemonSet adds.
+fn granted() -> Result<Vec<String>> {
+    let yaml = fs::read_to_string(deploy::folder().join("base/daemonset.yaml"))?;
+    let (_, list) = yaml.split_once("            add:\n").context("daemonset.yaml adds capabilities")?;
+    let lines = list.lines().map(str::trim).take_while(|line| line.starts_with(['-', '#']));
+    Ok(lines.filter_map(|line| line.strip_prefix("- ")).map(str::to_owned).collect())
+}
+
+/// Numbers of capabilities (include/uapi/linux/capability.h), as a set.
+fn bits(names: &[String]) -> Result<u64> {
+    let number = |name: &String| match name.as_str() {
+        "NET_BROADCAST" => Ok(11),
+        "NET_ADMIN" => Ok(12),
+        "PERFMON" => Ok(38),
+        "BPF" => Ok(39),
+        other => Err(anyhow::anyhow!("the number of {other} is not known here")),
+    };
+    names.iter().map(|name| Ok(1u64 << number(name)?)).sum()
+}
+
+/// A program that becomes the agent with these capabilities, on a root file system that is read-only but for the
+/// folder of temporary files, where the test's own are.
+fn confined(folder: &TempDir, capabilities: &[String]) -> Result<PathBuf> {
+    let set: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount --propagation private sh -c '\n\
+         mount --bind {tmp} {tmp} && mount -o remount,bind,ro / &&\n\
+         exec setpriv --bounding-set=-all{set} --no-new-privs -- {agent} \"$@\"' sh \"$@\"\n",
+        tmp = std::env::temp_dir().display(),
+        agent = binary()?.display(),
+    );
+    folder.write("confined", &script)?;
+    let path = folder.path().join("confined");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+#[test]
+fn four_capabilities_and_a_read_only_root_are_enough() -> Result<()> {
+    privileged_test(|| {
+        let folder = TempDir::new()?;
+        let granted = granted()?;
+        let node = Node::with(Network::Routed).pods(2).build()?;
+        let manifests = Manifests::new()?;
+        let object = |name, index: usize| PodObject {
+            namespace: "shop",
+            name,
+            account: name,
+            addresses: (node.pods[index].v4, node.pods[index].v6),
+            started: 1,
+        };
+        manifests.pods("pods.yaml", &[object("api", 0), object("db", 1)])?;
+        let confined = confined(&folder, &granted)?;
+        let mut agent = Agent::on(&node.ns).binary(confined).manifests(manifests.path()).start()?;
+
+        let pid = agent.pid().context("the agent runs")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            let line =
+                status.lines().find_map(|line| line.strip_prefix(&format!("{set}:"))).context("a set")?;
+            ensure!(u64::from_str_radix(line.trim(), 16)? == bits(&granted)?, "{set} is {line}");
+        }
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts"))?;
+        let root = mounts.lines().find(|line| line.split(' ').nth(1) == Some("/")).context("a root")?;
+        ensure!(root.split(' ').nth(3).is_some_and(|options| options.starts_with("ro")), "{root}");
+
+        let status: Value = serde_json::from_str(&agent.cli(["status", "-o", "json"])?)?;
+        ensure!(status["endpoints"]["hooks_first"] == 4, "two pods have four hooks: {status:#}");
+        agent.terminate()?;
+        agent.restart()?;
+        agent.kill()?;
+        // With the same rights everything is taken off again.
+        let removed = agent.cli(["cleanup"])?;
+        ensure!(removed.contains("nothing is enforced on this node any more"), "{removed}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_capability_that_is_missing_is_named() -> Result<()> {
+    privileged_test(|| {
+        let granted = granted()?;
+        for missing in ["NET_ADMIN", "BPF", "PERFMON"] {
+            let folder = TempDir::new()?;
+            let rest: Vec<String> = granted.iter().filter(|name| *name != missing).cloned().collect();
+            let bpffs = format!("/sys/fs/bpf/{}", folder.path().file_name().unwrap().display());
+            let output = Command::new(confined(&folder, &rest)?)
+                .args(["agent", "--manifests"])
+                .arg(folder.path())
+                .args(["--bpffs", &bpffs, "--run-dir"])
+                .arg(folder.path().join("run"))
+                .output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.code() == Some(1), "without {missing}: {}: {said}", output.status);
+            ensure!(
+                said.contains(&format!("this process lacks CAP_{missing} (")),
+                "without {missing}: {said}"
+            );
+            ensure!(said.contains("securityContext.capabilities"), "without {missing}: {said}");
+            ensure!(!fs::exists(&bpffs)?, "something was made before: {bpffs}");
+        }
+        Ok(())
+    })
+}
