@@ -5,6 +5,7 @@
 //! listed; and what a source cannot read it reports as a problem, while the last state that it could read stays.
 
 pub mod manifests;
+mod typed;
 
 use std::time::Instant;
 
