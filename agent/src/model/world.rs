@@ -8,7 +8,8 @@ use portcullis_common::Verdict;
 use portcullis_common::abi::Mode;
 
 use super::objects::{
-    IdentityPolicy, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectKind, Pod, ServiceAccount,
+    EndpointSlice, IdentityPolicy, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectKind, Pod,
+    Service, ServiceAccount, ServiceCidr,
 };
 
 /// What the operator of this agent decided; the same for every pod.
@@ -20,6 +21,10 @@ pub struct Settings {
     pub local_addresses: BTreeSet<IpAddr>,
     /// Pod ranges given by flag, beside those in the Node objects.
     pub pod_cidrs: Vec<IpNet>,
+    /// Ranges of the services' cluster addresses given by flag, beside those in the ServiceCIDR objects.
+    pub service_cidrs: Vec<IpNet>,
+    /// The namespace that Portcullis runs in: only pods there can be agents of ours.
+    pub namespace: String,
     /// The verdict where no policy has a say.
     pub default_verdict: Verdict,
     /// Whether NetworkPolicies are ours to enforce.
@@ -34,6 +39,8 @@ impl Default for Settings {
             node_name: String::new(),
             local_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+            namespace: "portcullis-system".to_owned(),
             default_verdict: Verdict::Allow,
             network_policies: true,
             mode: Mode::Enforce,
@@ -55,6 +62,12 @@ pub struct World {
     /// By name.
     pub nodes: BTreeMap<String, Node>,
     /// By namespace and name.
+    pub services: BTreeMap<(String, String), Service>,
+    /// By namespace and name.
+    pub endpoint_slices: BTreeMap<(String, String), EndpointSlice>,
+    /// By name.
+    pub service_cidrs: BTreeMap<String, ServiceCidr>,
+    /// By namespace and name.
     pub network_policies: BTreeMap<(String, String), NetworkPolicy>,
     /// By namespace and name.
     pub identity_policies: BTreeMap<(String, String), IdentityPolicy>,
@@ -70,6 +83,11 @@ impl World {
                 drop(self.service_accounts.insert((o.namespace.clone(), o.name.clone()), o));
             }
             Object::Node(o) => drop(self.nodes.insert(o.name.clone(), o)),
+            Object::Service(o) => drop(self.services.insert((o.namespace.clone(), o.name.clone()), o)),
+            Object::EndpointSlice(o) => {
+                drop(self.endpoint_slices.insert((o.namespace.clone(), o.name.clone()), o));
+            }
+            Object::ServiceCidr(o) => drop(self.service_cidrs.insert(o.name.clone(), o)),
             Object::NetworkPolicy(o) => {
                 drop(self.network_policies.insert((o.namespace.clone(), o.name.clone()), o));
             }
@@ -90,6 +108,9 @@ impl World {
             ObjectKind::Namespace => drop(self.namespaces.remove(&key.name)),
             ObjectKind::ServiceAccount => drop(self.service_accounts.remove(&pair())),
             ObjectKind::Node => drop(self.nodes.remove(&key.name)),
+            ObjectKind::Service => drop(self.services.remove(&pair())),
+            ObjectKind::EndpointSlice => drop(self.endpoint_slices.remove(&pair())),
+            ObjectKind::ServiceCidr => drop(self.service_cidrs.remove(&key.name)),
             ObjectKind::NetworkPolicy => drop(self.network_policies.remove(&pair())),
             ObjectKind::IdentityPolicy => drop(self.identity_policies.remove(&pair())),
         }

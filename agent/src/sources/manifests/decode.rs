@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -70,7 +71,17 @@ pub(super) fn decode(text: &str, is_json: bool) -> Result<Decoded, Vec<DocumentE
 }
 
 /// The kinds that are read, whose typed lists (`PodList`) are read as well.
-const KINDS: [&str; 6] = ["Pod", "Namespace", "ServiceAccount", "Node", "NetworkPolicy", "IdentityPolicy"];
+const KINDS: [&str; 9] = [
+    "Pod",
+    "Namespace",
+    "ServiceAccount",
+    "Node",
+    "Service",
+    "EndpointSlice",
+    "ServiceCIDR",
+    "NetworkPolicy",
+    "IdentityPolicy",
+];
 
 #[derive(Default)]
 struct Decoder {
@@ -129,6 +140,13 @@ impl Decoder {
                 self.add::<core::ServiceAccount, model::ServiceAccount>(item, Lenient)
             }
             ("v1", "Node") => self.add::<core::Node, model::Node>(item, Lenient),
+            ("v1", "Service") => self.add::<core::Service, model::Service>(item, Lenient),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.add::<discovery::EndpointSlice, model::EndpointSlice>(item, Lenient)
+            }
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                self.add::<networking::ServiceCIDR, model::ServiceCidr>(item, Lenient)
+            }
             ("networking.k8s.io/v1", "NetworkPolicy") => {
                 self.add::<networking::NetworkPolicy, model::NetworkPolicy>(item, Strict)
             }
@@ -256,6 +274,9 @@ pub(super) fn show_key(key: &ObjectKey) -> String {
         ObjectKind::Namespace => "Namespace",
         ObjectKind::ServiceAccount => "ServiceAccount",
         ObjectKind::Node => "Node",
+        ObjectKind::Service => "Service",
+        ObjectKind::EndpointSlice => "EndpointSlice",
+        ObjectKind::ServiceCidr => "ServiceCIDR",
         ObjectKind::NetworkPolicy => "NetworkPolicy",
         ObjectKind::IdentityPolicy => "IdentityPolicy",
     };

@@ -33,6 +33,20 @@ apiVersion: v1
 kind: Node
 metadata: {name: n1}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.1]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: p, namespace: shop}
@@ -49,6 +63,9 @@ status: {conditions: [{type: Accepted}]}
         "Namespace shop",
         "ServiceAccount default/db",
         "Node n1",
+        "Service shop/web",
+        "EndpointSlice shop/web-1",
+        "ServiceCIDR kubernetes",
         "NetworkPolicy shop/p",
         "IdentityPolicy shop/p",
     ];
