@@ -11,6 +11,7 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use portcullis_common::policy::protocol;
 
+use super::cluster_config::ClusterConfig;
 use super::objects::{IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod, ServiceAccount};
 use crate::api;
 
@@ -162,13 +163,13 @@ macro_rules! object_from {
     )*};
 }
 
-object_from!(Pod, Namespace, ServiceAccount, Node, NetworkPolicy, IdentityPolicy);
+object_from!(Pod, Namespace, ServiceAccount, Node, NetworkPolicy, IdentityPolicy, ClusterConfig);
 
-fn name(metadata: &ObjectMeta) -> Result<String, ConvertError> {
+pub(super) fn name(metadata: &ObjectMeta) -> Result<String, ConvertError> {
     text(metadata.name.clone()).ok_or_else(|| ConvertError::Missing { field: "metadata.name".to_owned() })
 }
 
-fn namespace(metadata: &ObjectMeta) -> String {
+pub(super) fn namespace(metadata: &ObjectMeta) -> String {
     text(metadata.namespace.clone()).unwrap_or_else(|| "default".to_owned())
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 
+use super::cluster_config::ClusterConfig;
 use crate::api::IdentityPolicySpec;
 
 /// Labels of an object.
@@ -26,6 +27,8 @@ pub enum ObjectKind {
     NetworkPolicy,
     /// `portcullis.dev/v1alpha1` IdentityPolicy.
     IdentityPolicy,
+    /// `v1` ConfigMap named [`ClusterConfig::NAME`].
+    ClusterConfig,
 }
 
 /// What names an object: kind, namespace (empty for cluster-scoped kinds) and name.
@@ -54,6 +57,8 @@ pub enum Object {
     NetworkPolicy(NetworkPolicy),
     /// An identity policy.
     IdentityPolicy(IdentityPolicy),
+    /// What holds for the whole cluster.
+    ClusterConfig(ClusterConfig),
 }
 
 /// A pod.
@@ -152,6 +157,7 @@ impl Object {
             Self::Node(o) => (ObjectKind::Node, "", &o.name),
             Self::NetworkPolicy(o) => (ObjectKind::NetworkPolicy, o.namespace.as_str(), &o.name),
             Self::IdentityPolicy(o) => (ObjectKind::IdentityPolicy, o.namespace.as_str(), &o.name),
+            Self::ClusterConfig(o) => (ObjectKind::ClusterConfig, o.namespace.as_str(), &o.name),
         };
         ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() }
     }

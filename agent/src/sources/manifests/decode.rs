@@ -68,7 +68,8 @@ pub(super) fn decode(text: &str, is_json: bool) -> Result<Decoded, Vec<DocumentE
 }
 
 /// The kinds that are read, whose typed lists (`PodList`) are read as well.
-const KINDS: [&str; 6] = ["Pod", "Namespace", "ServiceAccount", "Node", "NetworkPolicy", "IdentityPolicy"];
+const KINDS: [&str; 7] =
+    ["Pod", "Namespace", "ServiceAccount", "Node", "NetworkPolicy", "IdentityPolicy", "ConfigMap"];
 
 #[derive(Default)]
 struct Decoder {
@@ -139,6 +140,10 @@ impl Decoder {
                 self.add::<core::ServiceAccount, model::ServiceAccount>(item, Lenient)
             }
             ("v1", "Node") => self.add::<core::Node, model::Node>(item, Lenient),
+            // Others are configuration of somebody else.
+            ("v1", "ConfigMap") if name_of(item.node) == Some(model::ClusterConfig::NAME) => {
+                self.add::<core::ConfigMap, model::ClusterConfig>(item, Lenient)
+            }
             ("networking.k8s.io/v1", "NetworkPolicy") => {
                 self.add::<networking::NetworkPolicy, model::NetworkPolicy>(item, Strict)
             }
@@ -317,6 +322,10 @@ fn type_of<'a>(item: Item<'a>) -> Result<(&'a str, &'a str), Mistake> {
     Ok((read("apiVersion", item.inherited.map(|(version, _)| version))?, kind))
 }
 
+fn name_of(node: &Node) -> Option<&str> {
+    node.get("metadata")?.get("name")?.as_str()
+}
+
 /// `shop/db`, or as much of it as the object says.
 fn metadata_name(node: &Node) -> String {
     let field = |field: &str| node.get("metadata").and_then(|m| m.get(field)).and_then(Node::as_str);
@@ -341,6 +350,7 @@ pub(super) fn show_key(key: &ObjectKey) -> String {
         ObjectKind::Node => "Node",
         ObjectKind::NetworkPolicy => "NetworkPolicy",
         ObjectKind::IdentityPolicy => "IdentityPolicy",
+        ObjectKind::ClusterConfig => "ConfigMap",
     };
     let slash = if key.namespace.is_empty() { "" } else { "/" };
     format!("{kind} {}{slash}{}", key.namespace, key.name)
