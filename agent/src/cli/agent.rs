@@ -35,6 +35,16 @@ pub struct AgentArgs {
         help_heading = "Source"
     )]
     node_name: Option<String>,
+    /// Namespace that Portcullis runs in: its ConfigMap `portcullis` sets the mode of the cluster
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "portcullis-system",
+        env = "PORTCULLIS_NAMESPACE",
+        hide_env_values = true,
+        help_heading = "Source"
+    )]
+    pub namespace: String,
     /// Range of pod addresses on this node, beside those of its Node object; may be repeated
     #[arg(
         long,
@@ -46,7 +56,7 @@ pub struct AgentArgs {
     )]
     pub pod_cidr: Vec<IpNet>,
 
-    /// How strictly verdicts are applied
+    /// How strictly verdicts are applied where the ConfigMap `portcullis` does not say
     #[arg(long, value_enum, default_value_t = ModeArg::Enforce, env = "PORTCULLIS_MODE", hide_env_values = true,
           help_heading = "Policy")]
     pub mode: ModeArg,

@@ -155,6 +155,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
 fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
     Ok(Settings {
         node_name: args.node_name()?,
+        namespace: args.namespace.clone(),
         pod_cidrs: args.pod_cidr.clone(),
         default_verdict: args.default_verdict.into(),
         network_policies: args.network_policies,

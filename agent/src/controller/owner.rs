@@ -151,7 +151,7 @@ impl Owner {
         self.classify_links(&owner_of);
         let specs = self.bindings.update(&self.endpoints, &owner_of);
         let applied =
-            self.datapath.apply(&self.desired, &specs, self.world.settings.mode, self.numbers.entries())?;
+            self.datapath.apply(&self.desired, &specs, self.world.mode(), self.numbers.entries())?;
         self.errors = applied.errors.iter().map(ToString::to_string).collect();
         self.clean = self.errors.is_empty();
         if self.clean {

@@ -54,7 +54,7 @@ pub fn state(owner: &Owner, source: &str) -> State {
         written: seconds(SystemTime::now()),
         last_success: owner.last_success.map_or(0, seconds),
         attach: if owner.datapath().uses_tcx() { "tcx" } else { "clsact" }.to_owned(),
-        mode: owner.world.settings.mode.name().to_owned(),
+        mode: owner.world.mode().name().to_owned(),
         source: source_state(owner, source),
         principals: names.principals.clone(),
         peers: names.peers.clone(),
@@ -104,6 +104,7 @@ fn source_state(owner: &Owner, source: &str) -> SourceState {
         ("Node", world.nodes.len()),
         ("NetworkPolicy", world.network_policies.len()),
         ("IdentityPolicy", world.identity_policies.len()),
+        ("ConfigMap", world.cluster_configs.len()),
     ];
     SourceState {
         name: source.to_owned(),

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use portcullis_common::policy::protocol;
 
+use super::cluster_config::ClusterConfig;
 use super::objects::{
     EndpointPort, EndpointSlice, IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod,
     Service, ServiceAccount, ServiceCidr, ServicePort, TargetPort,
@@ -264,14 +265,15 @@ object_from!(
     EndpointSlice,
     ServiceCidr,
     NetworkPolicy,
-    IdentityPolicy
+    IdentityPolicy,
+    ClusterConfig
 );
 
-fn name(metadata: &ObjectMeta) -> Result<String, ConvertError> {
+pub(super) fn name(metadata: &ObjectMeta) -> Result<String, ConvertError> {
     text(metadata.name.clone()).ok_or_else(|| ConvertError::Missing { field: "metadata.name".to_owned() })
 }
 
-fn namespace(metadata: &ObjectMeta) -> String {
+pub(super) fn namespace(metadata: &ObjectMeta) -> String {
     text(metadata.namespace.clone()).unwrap_or_else(|| "default".to_owned())
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 
+use super::cluster_config::ClusterConfig;
 use crate::api::IdentityPolicySpec;
 
 /// Labels of an object.
@@ -32,6 +33,8 @@ pub enum ObjectKind {
     NetworkPolicy,
     /// `portcullis.dev/v1alpha1` IdentityPolicy.
     IdentityPolicy,
+    /// `v1` ConfigMap named [`ClusterConfig::NAME`].
+    ClusterConfig,
 }
 
 /// What names an object: kind, namespace (empty for cluster-scoped kinds) and name.
@@ -66,6 +69,8 @@ pub enum Object {
     NetworkPolicy(NetworkPolicy),
     /// An identity policy.
     IdentityPolicy(IdentityPolicy),
+    /// What holds for the whole cluster.
+    ClusterConfig(ClusterConfig),
 }
 
 /// A pod.
@@ -248,6 +253,7 @@ impl Object {
             Self::ServiceCidr(o) => (ObjectKind::ServiceCidr, "", &o.name),
             Self::NetworkPolicy(o) => (ObjectKind::NetworkPolicy, o.namespace.as_str(), &o.name),
             Self::IdentityPolicy(o) => (ObjectKind::IdentityPolicy, o.namespace.as_str(), &o.name),
+            Self::ClusterConfig(o) => (ObjectKind::ClusterConfig, o.namespace.as_str(), &o.name),
         };
         ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() }
     }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use portcullis_common::Verdict;
 use portcullis_common::abi::Mode;
 
+use super::cluster_config::ClusterConfig;
 use super::objects::{
     EndpointSlice, IdentityPolicy, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectKind, Pod,
     Service, ServiceAccount, ServiceCidr,
@@ -17,6 +18,8 @@ use super::objects::{
 pub struct Settings {
     /// Name of this node.
     pub node_name: String,
+    /// The namespace that Portcullis runs in: its ConfigMap is there.
+    pub namespace: String,
     /// Addresses of the host's own network namespace (interfaces that are not endpoints), as found on this machine.
     pub local_addresses: BTreeSet<IpAddr>,
     /// Pod ranges given by flag, beside those in the Node objects.
@@ -29,7 +32,7 @@ pub struct Settings {
     pub default_verdict: Verdict,
     /// Whether NetworkPolicies are ours to enforce.
     pub network_policies: bool,
-    /// The mode of the whole agent. The datapath applies it; it is here so that dumps and reports can name it.
+    /// The mode of the whole agent where the cluster's ConfigMap sets none; see [`World::mode`].
     pub mode: Mode,
 }
 
@@ -37,6 +40,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             node_name: String::new(),
+            namespace: "portcullis-system".to_owned(),
             local_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
@@ -71,6 +75,8 @@ pub struct World {
     pub network_policies: BTreeMap<(String, String), NetworkPolicy>,
     /// By namespace and name.
     pub identity_policies: BTreeMap<(String, String), IdentityPolicy>,
+    /// ConfigMaps named [`ClusterConfig::NAME`], by namespace; that of [`Settings::namespace`] counts.
+    pub cluster_configs: BTreeMap<String, ClusterConfig>,
 }
 
 impl World {
@@ -94,6 +100,10 @@ impl World {
             Object::IdentityPolicy(o) => {
                 drop(self.identity_policies.insert((o.namespace.clone(), o.name.clone()), o));
             }
+            Object::ClusterConfig(mut o) => {
+                o.follow(self.cluster_configs.get(&o.namespace).and_then(ClusterConfig::mode));
+                drop(self.cluster_configs.insert(o.namespace.clone(), o));
+            }
         }
     }
 
@@ -113,6 +123,69 @@ impl World {
             ObjectKind::ServiceCidr => drop(self.service_cidrs.remove(&key.name)),
             ObjectKind::NetworkPolicy => drop(self.network_policies.remove(&pair())),
             ObjectKind::IdentityPolicy => drop(self.identity_policies.remove(&pair())),
+            ObjectKind::ClusterConfig => drop(self.cluster_configs.remove(&key.namespace)),
         }
+    }
+
+    /// What the ConfigMap of the agent's own namespace says.
+    pub fn cluster_config(&self) -> Option<&ClusterConfig> {
+        self.cluster_configs.get(&self.settings.namespace)
+    }
+
+    /// The mode of the whole agent: that of the cluster's ConfigMap, else that of the flag. The datapath applies it.
+    pub fn mode(&self) -> Mode {
+        self.cluster_config().and_then(ClusterConfig::mode).unwrap_or(self.settings.mode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModeSetting;
+
+    fn config(namespace: &str, mode: ModeSetting) -> Object {
+        let name = ClusterConfig::NAME.to_owned();
+        Object::ClusterConfig(ClusterConfig {
+            namespace: namespace.to_owned(),
+            name,
+            mode,
+            unknown_keys: Vec::new(),
+        })
+    }
+
+    fn unreadable() -> ModeSetting {
+        ModeSetting::Unreadable { text: "adit".to_owned(), before: None }
+    }
+
+    #[test]
+    fn the_config_map_of_our_namespace_wins_over_the_flag_and_its_end_gives_it_back() {
+        let mut world = World::default();
+        let own = config("portcullis-system", ModeSetting::Set(Mode::Audit));
+        world.apply(config("shop", ModeSetting::Set(Mode::Off)));
+        assert_eq!(world.mode(), Mode::Enforce, "a foreign namespace's decides nothing");
+        world.apply(own.clone());
+        assert_eq!(world.mode(), Mode::Audit);
+        world.apply(config("portcullis-system", ModeSetting::Unset));
+        assert_eq!(world.mode(), Mode::Enforce);
+        world.settings.mode = Mode::Off;
+        world.apply(config("portcullis-system", ModeSetting::Set(Mode::Enforce)));
+        assert_eq!(world.mode(), Mode::Enforce, "stricter than the flag, too");
+        world.delete(&own.key(), None);
+        assert_eq!(world.mode(), Mode::Off);
+    }
+
+    #[test]
+    fn a_mode_that_cannot_be_read_leaves_the_last_good_one() {
+        let mut world = World::default();
+        world.apply(config("portcullis-system", unreadable()));
+        assert_eq!(world.mode(), Mode::Enforce, "there was none: the flag's");
+        world.apply(config("portcullis-system", ModeSetting::Set(Mode::Audit)));
+        for _ in 0..2 {
+            world.apply(config("portcullis-system", unreadable()));
+            assert_eq!(world.mode(), Mode::Audit);
+        }
+        world.apply(config("portcullis-system", ModeSetting::Unset));
+        world.apply(config("portcullis-system", unreadable()));
+        assert_eq!(world.mode(), Mode::Enforce, "a mode that was taken back is not the last good one");
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn decode(text: &str, is_json: bool) -> Result<Decoded, Vec<DocumentE
 }
 
 /// The kinds that are read, whose typed lists (`PodList`) are read as well.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "Pod",
     "Namespace",
     "ServiceAccount",
@@ -81,6 +81,7 @@ const KINDS: [&str; 9] = [
     "ServiceCIDR",
     "NetworkPolicy",
     "IdentityPolicy",
+    "ConfigMap",
 ];
 
 #[derive(Default)]
@@ -146,6 +147,10 @@ impl Decoder {
             }
             ("networking.k8s.io/v1", "ServiceCIDR") => {
                 self.add::<networking::ServiceCIDR, model::ServiceCidr>(item, Lenient)
+            }
+            // Others are configuration of somebody else.
+            ("v1", "ConfigMap") if name_of(item.node) == Some(model::ClusterConfig::NAME) => {
+                self.add::<core::ConfigMap, model::ClusterConfig>(item, Lenient)
             }
             ("networking.k8s.io/v1", "NetworkPolicy") => {
                 self.add::<networking::NetworkPolicy, model::NetworkPolicy>(item, Strict)
@@ -252,6 +257,10 @@ fn type_of<'a>(item: Item<'a>) -> Result<(&'a str, &'a str), Mistake> {
     Ok((read("apiVersion", item.inherited.map(|(version, _)| version))?, kind))
 }
 
+fn name_of(node: &Node) -> Option<&str> {
+    node.get("metadata")?.get("name")?.as_str()
+}
+
 /// `shop/db`, or as much of it as the object says.
 fn metadata_name(node: &Node) -> String {
     let field = |field: &str| node.get("metadata").and_then(|m| m.get(field)).and_then(Node::as_str);
@@ -279,6 +288,7 @@ pub(super) fn show_key(key: &ObjectKey) -> String {
         ObjectKind::ServiceCidr => "ServiceCIDR",
         ObjectKind::NetworkPolicy => "NetworkPolicy",
         ObjectKind::IdentityPolicy => "IdentityPolicy",
+        ObjectKind::ClusterConfig => "ConfigMap",
     };
     let slash = if key.namespace.is_empty() { "" } else { "/" };
     format!("{kind} {}{slash}{}", key.namespace, key.name)

@@ -57,6 +57,11 @@ kind: IdentityPolicy
 metadata: {name: p, namespace: shop}
 spec: {subject: {}}
 status: {conditions: [{type: Accepted}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: portcullis, namespace: portcullis-system}
+data: {mode: Audit}
 ";
     let expected = [
         "Pod shop/a",
@@ -68,8 +73,23 @@ status: {conditions: [{type: Accepted}]}
         "ServiceCIDR kubernetes",
         "NetworkPolicy shop/p",
         "IdentityPolicy shop/p",
+        "ConfigMap portcullis-system/portcullis",
     ];
     assert_eq!(keys(text), expected);
+}
+
+#[test]
+fn configuration_of_others_is_ignored() {
+    let text = "\
+apiVersion: v1
+kind: ConfigMapList
+items:
+- metadata: {name: coredns, namespace: kube-system}
+  data: {Corefile: x}
+- metadata: {name: portcullis, namespace: portcullis-system}
+";
+    assert_eq!(keys(text), ["ConfigMap portcullis-system/portcullis"]);
+    assert_eq!(decode(text, false).unwrap().ignored, ["v1 ConfigMap kube-system/coredns"]);
 }
 
 #[test]
