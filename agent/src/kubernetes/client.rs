@@ -38,7 +38,9 @@ pub enum ConfigError {
         source: Box<KubeconfigError>,
     },
     /// The files of the environment cannot be used.
-    #[error("the kubeconfig of the variable KUBECONFIG cannot be used: {0}; correct it, or say --kubeconfig FILE")]
+    #[error(
+        "the kubeconfig of the variable KUBECONFIG cannot be used: {0}; correct it, or say --kubeconfig FILE"
+    )]
     Environment(Box<KubeconfigError>),
     /// This is a pod, but what a pod has to reach the API server is not there.
     #[error(

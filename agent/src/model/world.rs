@@ -18,7 +18,7 @@ use super::objects::{
 pub struct Settings {
     /// Name of this node.
     pub node_name: String,
-    /// The namespace that Portcullis runs in: its ConfigMap is there.
+    /// The namespace that Portcullis runs in: its ConfigMap is there, and only pods there can be agents of ours.
     pub namespace: String,
     /// Addresses of the host's own network namespace (interfaces that are not endpoints), as found on this machine.
     pub local_addresses: BTreeSet<IpAddr>,
@@ -26,8 +26,6 @@ pub struct Settings {
     pub pod_cidrs: Vec<IpNet>,
     /// Ranges of the services' cluster addresses given by flag, beside those in the ServiceCIDR objects.
     pub service_cidrs: Vec<IpNet>,
-    /// The namespace that Portcullis runs in: only pods there can be agents of ours.
-    pub namespace: String,
     /// The verdict where no policy has a say.
     pub default_verdict: Verdict,
     /// Whether NetworkPolicies are ours to enforce.
@@ -44,7 +42,6 @@ impl Default for Settings {
             local_addresses: BTreeSet::new(),
             pod_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
-            namespace: "portcullis-system".to_owned(),
             default_verdict: Verdict::Allow,
             network_policies: true,
             mode: Mode::Enforce,

@@ -4,6 +4,7 @@
 //! a batch is one change of the source and is applied as a whole; `Synced` is sent once, after everything that was
 //! listed; and what a source cannot read it reports as a problem, while the last state that it could read stays.
 
+pub mod kubernetes;
 pub mod manifests;
 mod typed;
 
