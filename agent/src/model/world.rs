@@ -21,7 +21,7 @@ pub struct Settings {
     pub local_addresses: BTreeSet<IpAddr>,
     /// Pod ranges given by flag, beside those in the Node objects.
     pub pod_cidrs: Vec<IpNet>,
-    /// Ranges of the services' cluster addresses given by flag, beside those in the ServiceCIDR objects.
+    /// Ranges of the services' cluster addresses given by flag, beside those in the `ServiceCIDR` objects.
     pub service_cidrs: Vec<IpNet>,
     /// The namespace that Portcullis runs in: only pods there can be agents of ours.
     pub namespace: String,
