@@ -25,9 +25,9 @@ pub enum ObjectKind {
     Node,
     /// `v1` Service.
     Service,
-    /// `discovery.k8s.io/v1` EndpointSlice.
+    /// `discovery.k8s.io/v1` `EndpointSlice`.
     EndpointSlice,
-    /// `networking.k8s.io/v1` ServiceCIDR.
+    /// `networking.k8s.io/v1` `ServiceCIDR`.
     ServiceCidr,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
@@ -153,7 +153,7 @@ pub struct Service {
     pub external_addresses: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
-    /// `spec.selector`. Only the manifests source uses it, for services that no EndpointSlice belongs to.
+    /// `spec.selector`. Only the manifests source uses it, for services that no `EndpointSlice` belongs to.
     pub selector: Labels,
 }
 

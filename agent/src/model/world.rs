@@ -24,7 +24,7 @@ pub struct Settings {
     pub local_addresses: BTreeSet<IpAddr>,
     /// Pod ranges given by flag, beside those in the Node objects.
     pub pod_cidrs: Vec<IpNet>,
-    /// Ranges of the services' cluster addresses given by flag, beside those in the ServiceCIDR objects.
+    /// Ranges of the services' cluster addresses given by flag, beside those in the `ServiceCIDR` objects.
     pub service_cidrs: Vec<IpNet>,
     /// The verdict where no policy has a say.
     pub default_verdict: Verdict,

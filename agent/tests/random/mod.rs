@@ -223,6 +223,7 @@ impl Rng {
                 addresses,
                 sandbox_started: i64::from(i),
                 named_ports,
+                judges: false,
             }));
         }
         for i in 0..=self.below(4) {
