@@ -20,6 +20,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 pub use agent::{AgentArgs, DefaultVerdict, ModeArg, UnknownEndpoint};
+pub use dump::endpoints::hook_name;
 pub use logging::LogFormat;
 pub use output::Format;
 

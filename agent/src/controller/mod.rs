@@ -4,10 +4,13 @@
 //! scrape never delays a verdict's programming, and nothing that is programmed delays a health answer.
 
 mod bindings;
+mod coverage;
 mod denials;
 mod owner;
 mod report;
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,6 +44,7 @@ const SOURCE: &str = "source";
 const ENDPOINTS: &str = "endpoints";
 const PROGRAMMED: &str = "programmed";
 const ATTACHED: &str = "attached";
+const COVERED: &str = "covered";
 
 /// Runs the agent until it is told to stop. Enforcement outlives it.
 ///
@@ -75,7 +79,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     );
 
     let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
-    let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED]);
+    let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED, COVERED]);
     serve(args.metrics_address, metrics.clone(), readiness.clone())?;
 
     let earlier = earlier_names(run_dir);
@@ -91,7 +95,11 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     };
 
     let mut owner = Owner::new(
-        World { settings: settings(args)?, ..World::default() },
+        World {
+            settings: settings(args)?,
+            mode_before: Mode::from_name(&earlier.state().mode),
+            ..World::default()
+        },
         datapath,
         Numbers::new(args.sizes.subjects_size),
         Bindings::new(args.unknown_endpoint.into(), first_start, endpoints_before),
@@ -113,8 +121,9 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         denials,
         earlier: Some(earlier),
         written: None,
+        mode: None,
         warned: None,
-        hooks: None,
+        seen: None,
         retry: Retry::default(),
     };
     loop {
@@ -205,11 +214,20 @@ struct Agent<'a> {
     earlier: Option<Earlier>,
     /// The state that was written last, but for its times.
     written: Option<State>,
+    /// The mode that was programmed last.
+    mode: Option<Mode>,
     /// The error that was logged last, so that a lasting one is said once.
     warned: Option<String>,
-    /// How the hooks were when readiness was judged last.
-    hooks: Option<owner::Hooks>,
+    /// What the kernel was like when readiness was judged last.
+    seen: Option<Seen>,
     retry: Retry,
+}
+
+/// What changes without an event.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    hooks: owner::Hooks,
+    uncovered: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// When what failed is tried again.
@@ -246,12 +264,19 @@ impl Agent<'_> {
         match owner.program() {
             Ok(applied) => {
                 self.earlier = None;
+                let mode = owner.world.mode();
+                if self.mode.replace(mode) != Some(mode) {
+                    info!(mode = mode.name(), from = report::mode_source(&owner.world), "the mode is set");
+                }
                 if let Some(since) = since
                     && applied.writes > 0
                 {
                     self.metrics.observe_programming(since.elapsed());
                 }
                 owner.look_at_hooks();
+                if owner.coverage.is_unknown() {
+                    owner.look_at_coverage();
+                }
                 for waited in owner.newly_attached() {
                     self.metrics.observe_attach(waited);
                 }
@@ -286,6 +311,7 @@ impl Agent<'_> {
         }
         self.denials.summarize();
         owner.look_at_hooks();
+        owner.look_at_coverage();
         // Others that put their programs before ours are reported; attaching again would not change it.
         let wanted = !owner.errors.is_empty() || owner.hooks().missing > 0;
         self.retry.is_due(wanted, Instant::now())
@@ -315,7 +341,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Says whether the agent is ready; returns whether the hooks are not as they were.
+    /// Says whether the agent is ready; returns whether the kernel is not as it was.
     fn judge_readiness(&mut self, owner: &Owner) -> bool {
         let say = |condition, holds: bool, otherwise: String| {
             if holds {
@@ -341,7 +367,22 @@ impl Agent<'_> {
                  bypass them; `portcullis status` names them"
             ),
         );
-        self.hooks.replace(hooks) != Some(hooks)
+        let uncovered = owner.coverage.uncovered();
+        let some: Vec<&str> = uncovered.keys().take(3).map(String::as_str).collect();
+        say(
+            COVERED,
+            owner.coverage.is_complete(),
+            format!(
+                "{} running pods of this node have no interface that was found, and are not judged ({}, ..): \
+                 `portcullis status` names them",
+                uncovered.len(),
+                some.join(", ")
+            ),
+        );
+        let seen = Seen { hooks, uncovered: uncovered.clone() };
+        let changed = self.seen.as_ref() != Some(&seen);
+        self.seen = Some(seen);
+        changed
     }
 }
 

@@ -1,12 +1,13 @@
 //! The names file and the state that metrics and status show, made from what the owner knows.
 
-use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use portcullis_common::Direction;
 
 use super::owner::Owner;
+use crate::cli::hook_name;
 use crate::datapath::HookState;
+use crate::model::World;
 use crate::policy::summarize;
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
 
@@ -55,6 +56,7 @@ pub fn state(owner: &Owner, source: &str) -> State {
         last_success: owner.last_success.map_or(0, seconds),
         attach: if owner.datapath().uses_tcx() { "tcx" } else { "clsact" }.to_owned(),
         mode: owner.world.mode().name().to_owned(),
+        mode_source: mode_source(&owner.world),
         source: source_state(owner, source),
         principals: names.principals.clone(),
         peers: names.peers.clone(),
@@ -62,6 +64,7 @@ pub fn state(owner: &Owner, source: &str) -> State {
         rules: names.rules.clone(),
         pods,
         endpoints: endpoints(owner),
+        uncovered: owner.coverage.uncovered().clone(),
         ignored: owner.ignored.clone(),
         policies: summarize(&owner.world)
             .into_iter()
@@ -76,6 +79,14 @@ pub fn state(owner: &Owner, source: &str) -> State {
             .collect(),
         problems,
         errors: owner.errors.clone(),
+    }
+}
+
+/// Where the mode comes from.
+pub fn mode_source(world: &World) -> String {
+    match world.cluster_config() {
+        Some(config) if config.mode().is_some() => format!("ConfigMap {}/{}", config.namespace, config.name),
+        _ => "--mode".to_owned(),
     }
 }
 
@@ -121,7 +132,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
         .map(|candidate| {
             let uid = owner.bindings.uid(candidate.ifindex);
             let pod = uid.and_then(|uid| owner.desired.pods.get(uid));
-            let hooks: BTreeMap<String, String> = Direction::ALL
+            let hooks = Direction::ALL
                 .iter()
                 .map(|direction| {
                     let state = match owner.hook(candidate.ifindex, *direction) {
@@ -129,12 +140,13 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
                         HookState::NotFirst => "not-first",
                         HookState::Missing => "missing",
                     };
-                    let hook = match direction {
-                        Direction::Ingress => "to-pod",
-                        Direction::Egress => "from-pod",
-                    };
-                    (hook.to_owned(), state.to_owned())
+                    (hook_name(*direction).to_owned(), state.to_owned())
                 })
+                .collect();
+            let foreign = Direction::ALL
+                .iter()
+                .map(|d| (hook_name(*d).to_owned(), owner.foreign(candidate.ifindex, *d).to_vec()))
+                .filter(|(_, programs)| !programs.is_empty())
                 .collect();
             let warning = owner.bindings.warning(candidate.ifindex).map(str::to_owned);
             EndpointState {
@@ -148,6 +160,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
                     .unwrap_or_else(|| "unmanaged".to_owned()),
                 addresses: pod.map_or_else(|| candidate.addresses.clone(), |pod| pod.addresses.clone()),
                 hooks,
+                foreign,
                 warning,
             }
         })
@@ -156,6 +169,8 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

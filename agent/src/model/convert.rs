@@ -75,6 +75,7 @@ impl TryFrom<core::Pod> for Pod {
             node: spec.node_name.clone().unwrap_or_default(),
             host_network: spec.host_network.unwrap_or(false),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            running: is_running(&status, &pod.metadata),
             addresses: pod_addresses(&status)?,
             sandbox_started: sandbox_started(&status, &pod.metadata),
             named_ports: named_ports(&spec)?,
@@ -286,6 +287,15 @@ fn text(value: Option<String>) -> Option<String> {
     value.filter(|text| !text.is_empty())
 }
 
+fn is_running(status: &core::PodStatus, metadata: &ObjectMeta) -> bool {
+    let no_sandbox = |condition: &core::PodCondition| {
+        condition.type_ == "PodReadyToStartContainers" && condition.status == "False"
+    };
+    status.phase.as_deref() == Some("Running")
+        && metadata.deletion_timestamp.is_none()
+        && !status.conditions.iter().flatten().any(no_sandbox)
+}
+
 fn pod_addresses(status: &core::PodStatus) -> Result<Vec<IpAddr>, ConvertError> {
     match &status.pod_ips {
         Some(ips) if !ips.is_empty() => ips
@@ -432,6 +442,7 @@ mod tests {
             node: "n1".into(),
             host_network: true,
             finished: true,
+            running: false,
             addresses: vec![
                 "10.0.0.1".parse().unwrap(),
                 "fd00::1".parse().unwrap(),
@@ -449,6 +460,7 @@ mod tests {
         let bare =
             pod(json!({"metadata": {"name": "a"}, "status": {"phase": "Running", "podIP": "10.0.0.9"}}));
         let expected = Pod {
+            running: true,
             namespace: "default".into(),
             name: "a".into(),
             uid: "default/a".into(),
@@ -483,6 +495,23 @@ mod tests {
             let pod = pod(json!({"metadata": {"name": "a", "creationTimestamp": created},
                 "status": {"startTime": start, "conditions": conditions}}));
             assert_eq!(pod.unwrap().sandbox_started, expected, "{conditions} {start} {created}");
+        }
+    }
+
+    #[test]
+    fn a_pod_runs_from_its_sandbox_on_until_it_is_deleted() {
+        let condition = |status: &str| json!([{"type": "PodReadyToStartContainers", "status": status}]);
+        for (phase, deleted, conditions, running) in [
+            ("Running", json!(null), json!(null), true),
+            ("Running", json!(null), condition("True"), true),
+            ("Running", json!(null), condition("False"), false),
+            ("Running", json!("1970-01-01T00:00:01Z"), condition("True"), false),
+            ("Pending", json!(null), condition("True"), false),
+            ("Succeeded", json!(null), json!(null), false),
+        ] {
+            let object = json!({"metadata": {"name": "a", "deletionTimestamp": deleted},
+                "status": {"phase": phase, "conditions": conditions}});
+            assert_eq!(pod(object.clone()).unwrap().running, running, "{object}");
         }
     }
 

@@ -92,6 +92,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Phase `Succeeded` or `Failed`: the addresses in its status may belong to another pod by now.
     pub finished: bool,
+    /// Phase `Running`, not being deleted, and its sandbox is there: so its interface must be, too.
+    pub running: bool,
     /// `status.podIPs`, or `status.podIP`.
     pub addresses: Vec<IpAddr>,
     /// Seconds since the epoch at which its sandbox started: `lastTransitionTime` of condition

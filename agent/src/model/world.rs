@@ -74,6 +74,8 @@ pub struct World {
     pub identity_policies: BTreeMap<(String, String), IdentityPolicy>,
     /// ConfigMaps named [`ClusterConfig::NAME`], by namespace; that of [`Settings::namespace`] counts.
     pub cluster_configs: BTreeMap<String, ClusterConfig>,
+    /// The mode that was in force when this agent started, for a ConfigMap that cannot be read then.
+    pub mode_before: Option<Mode>,
 }
 
 impl World {
@@ -98,7 +100,10 @@ impl World {
                 drop(self.identity_policies.insert((o.namespace.clone(), o.name.clone()), o));
             }
             Object::ClusterConfig(mut o) => {
-                o.follow(self.cluster_configs.get(&o.namespace).and_then(ClusterConfig::mode));
+                o.follow(match self.cluster_configs.get(&o.namespace) {
+                    Some(before) => before.mode(),
+                    None => self.mode_before,
+                });
                 drop(self.cluster_configs.insert(o.namespace.clone(), o));
             }
         }
@@ -181,6 +186,10 @@ mod tests {
             world.apply(config("portcullis-system", unreadable()));
             assert_eq!(world.mode(), Mode::Audit);
         }
+        let mut restarted = World { mode_before: Some(Mode::Audit), ..World::default() };
+        assert_eq!(restarted.mode(), Mode::Enforce);
+        restarted.apply(config("portcullis-system", unreadable()));
+        assert_eq!(restarted.mode(), Mode::Audit);
         world.apply(config("portcullis-system", ModeSetting::Unset));
         world.apply(config("portcullis-system", unreadable()));
         assert_eq!(world.mode(), Mode::Enforce, "a mode that was taken back is not the last good one");
