@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod cni;
 pub mod controller;
 pub mod datapath;
 pub mod endpoints;

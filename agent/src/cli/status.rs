@@ -429,7 +429,7 @@ mod tests {
         let mode = Some(Modes { agent: Some("enforce"), forced: Some("off"), effective: "off" });
         let text = render(&Report { mode, ..report() });
         assert!(text.starts_with("*** OVERRIDE off: NOTHING IS ENFORCED"), "{text}");
-        assert!(text.contains("\nmode:          off\n"), "{text}");
+        assert!(text.contains("\nmode:          off (see the override)\n"), "{text}");
         assert!(text.ends_with("\neverything works, but the override at the top holds\n"), "{text}");
         assert!(render(&report()).ends_with("\neverything is in force\n"));
     }

@@ -75,6 +75,7 @@ pub enum Object {
 
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of the API of its own")]
 pub struct Pod {
     /// Namespace.
     pub namespace: String,
