@@ -72,6 +72,8 @@ pub struct SourceState {
     pub errors: Vec<String>,
     /// Objects by kind.
     pub objects: BTreeMap<String, usize>,
+    /// Seconds since the epoch of the last word from it, while there should have been another one since; else 0.
+    pub silent_since: u64,
 }
 
 /// An endpoint.

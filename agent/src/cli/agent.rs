@@ -17,7 +17,7 @@ use crate::datapath::{AttachMode, Sizes};
 pub struct AgentArgs {
     /// Folder of YAML manifests to read pods, namespaces, service accounts, nodes and policies from; watched for changes
     ///
-    /// Required for now: reading from the Kubernetes API comes with in-cluster operation.
+    /// Without it, objects are read from the Kubernetes API.
     #[arg(
         long,
         value_name = "DIR",
@@ -25,7 +25,10 @@ pub struct AgentArgs {
         hide_env_values = true,
         help_heading = "Source"
     )]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+    /// How to reach the Kubernetes API; if not given, the files that KUBECONFIG names, else what a pod of a cluster has
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests", help_heading = "Source")]
+    pub kubeconfig: Option<PathBuf>,
     /// Name of this node; the host name if not given
     #[arg(
         long,
@@ -143,6 +146,8 @@ pub struct AgentArgs {
 
 const EXAMPLES: &str = "\
 Examples:
+  portcullis agent                                       in a pod of the cluster
+  portcullis agent --kubeconfig admin.conf --node-name node-1
   portcullis agent --manifests deploy/demo --node-name node-1
   portcullis agent --manifests /etc/portcullis --mode audit --log-format json
   portcullis agent --manifests /etc/portcullis --pod-cidr 10.0.1.0/24 --pod-cidr fd00:1::/64

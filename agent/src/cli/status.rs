@@ -317,6 +317,7 @@ fn render(report: &Report) -> String {
         Some(seconds) => format!("{seconds} s ago"),
         None => "never".to_owned(),
     };
+    let silence = age(source.silent_since).map_or_else(String::new, |age| format!(" (silent for {age} s)"));
     let objects: Vec<String> = source.objects.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     let mode = match &report.mode {
         None => "unknown".to_owned(),
@@ -337,7 +338,7 @@ fn render(report: &Report) -> String {
                 unknown(&agent.attach)
             ),
         ),
-        ("source", format!("{}: {}", unknown(&source.name), unknown(&objects.join(", ")))),
+        ("source", format!("{}{silence}: {}", unknown(&source.name), unknown(&objects.join(", ")))),
         ("last success", success),
         (
             "missed events",

@@ -28,8 +28,9 @@ use crate::endpoints;
 use crate::identity::Numbers;
 use crate::metrics::{AgentMetrics, Readiness, Server};
 use crate::model::{Settings, World};
-use crate::sources::Batch;
+use crate::sources::kubernetes::{self, KubernetesSource};
 use crate::sources::manifests::ManifestsSource;
+use crate::sources::{Batch, Source};
 use crate::state::State;
 use bindings::Bindings;
 use owner::Owner;
@@ -60,6 +61,11 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    // Before anything is touched: without a source there is nothing to do.
+    let connection = match &args.manifests {
+        Some(_) => None,
+        None => Some(crate::kubernetes::config(args.kubeconfig.as_deref()).await?),
+    };
     let run_dir = &args.paths.run_dir;
     std::fs::create_dir_all(run_dir).with_context(|| {
         format!("cannot create {}; name another folder with --run-dir", run_dir.display())
@@ -95,8 +101,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     );
 
     let (sender, mut batches) = mpsc::channel::<Batch>(64);
-    let source = ManifestsSource::start(&args.manifests, sender)?;
-    let source_name = format!("manifests {}", args.manifests.display());
+    let source = start_source(args, connection, &metrics, sender)?;
     let mut watcher = endpoints::Watcher::spawn(endpoints::Options::default())?;
     let mut links = watcher.snapshots();
     let cni = CniCache::start(&args.cni_cache)?;
@@ -106,7 +111,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
 
     let mut agent = Agent {
         run_dir,
-        source_name,
+        source,
         metrics,
         readiness,
         denials,
@@ -122,7 +127,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         let mut changed = true;
         tokio::select! {
             batch = batches.recv() => {
-                let Some(batch) = batch else { anyhow::bail!("the manifests source ended") };
+                let Some(batch) = batch else { anyhow::bail!("the source ended: {}", agent.source.name()) };
                 since = Some(batch.since);
                 owner.take(batch);
                 while let Ok(batch) = batches.try_recv() {
@@ -152,7 +157,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         }
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
-    drop(source);
+    drop(agent);
     reader.abort();
     Ok(())
 }
@@ -172,6 +177,35 @@ fn open_datapath(args: &AgentArgs) -> anyhow::Result<Datapath> {
         "programs loaded; what is pinned stays in force until everything has been listed"
     );
     Ok(datapath)
+}
+
+/// Starts the source that the flags name. `connection`: to the API server, if it is that.
+fn start_source(
+    args: &AgentArgs,
+    connection: Option<kube::Config>,
+    metrics: &AgentMetrics,
+    batches: mpsc::Sender<Batch>,
+) -> anyhow::Result<Source> {
+    match (&args.manifests, connection) {
+        (None, Some(config)) => {
+            let source = KubernetesSource::start(
+                kubernetes::Options {
+                    config,
+                    namespace: args.namespace.clone(),
+                    node_name: args.node_name()?,
+                    pace: kubernetes::Pace::default(),
+                },
+                batches,
+            )?;
+            metrics.watch_source(source.watch())?;
+            Ok(Source::Kubernetes(source))
+        }
+        (Some(folder), _) => {
+            let source = ManifestsSource::start(folder, batches)?;
+            Ok(Source::Manifests(folder.display().to_string(), source))
+        }
+        (None, None) => anyhow::bail!("neither a folder nor an API server to read from"),
+    }
 }
 
 fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
@@ -219,7 +253,7 @@ fn earlier_names(run_dir: &Path) -> Earlier {
 /// What the loop keeps beside the owner.
 struct Agent<'a> {
     run_dir: &'a Path,
-    source_name: String,
+    source: Source,
     metrics: AgentMetrics,
     readiness: Readiness,
     denials: denials::Denials,
@@ -332,7 +366,7 @@ impl Agent<'_> {
 
     /// Writes the names file if it changed.
     fn report(&mut self, owner: &Owner) {
-        let now = report::state(owner, &self.source_name);
+        let now = report::state(owner, &self.source);
         let state = match &self.earlier {
             None => now,
             Some(earlier) => report::before_programming(now, earlier.state()),

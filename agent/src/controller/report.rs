@@ -9,6 +9,7 @@ use crate::cli::hook_name;
 use crate::datapath::HookState;
 use crate::model::World;
 use crate::policy::summarize;
+use crate::sources::Source;
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
 
 /// Seconds since the epoch.
@@ -17,7 +18,7 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 /// The state of now.
-pub fn state(owner: &Owner, source: &str) -> State {
+pub fn state(owner: &Owner, source: &Source) -> State {
     let names = &owner.desired.names;
     let mut problems: Vec<ProblemState> = owner
         .desired
@@ -106,7 +107,7 @@ pub fn before_programming(now: State, earlier: &State) -> State {
     }
 }
 
-fn source_state(owner: &Owner, source: &str) -> SourceState {
+fn source_state(owner: &Owner, source: &Source) -> SourceState {
     let world = &owner.world;
     let counts = [
         ("Pod", world.pods.len()),
@@ -118,10 +119,11 @@ fn source_state(owner: &Owner, source: &str) -> SourceState {
         ("ConfigMap", world.cluster_configs.len()),
     ];
     SourceState {
-        name: source.to_owned(),
+        name: source.name(),
         synced: owner.synced,
         errors: owner.problems.iter().map(ToString::to_string).collect(),
         objects: counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+        silent_since: source.silent_since().map_or(0, seconds),
     }
 }
 

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -21,6 +21,8 @@ use tower::{BoxError, Layer, Service};
 #[derive(Clone, Debug)]
 pub struct Contacts {
     start: Instant,
+    /// The same moment as a time of day, so that a moment is always the same time.
+    started: SystemTime,
     cells: Arc<BTreeMap<&'static str, Cell>>,
 }
 
@@ -36,13 +38,18 @@ impl Contacts {
     /// For these resources, by their plural names.
     pub fn new(resources: impl IntoIterator<Item = &'static str>) -> Self {
         let cells = resources.into_iter().map(|name| (name, Cell::default())).collect();
-        Self { start: Instant::now(), cells: Arc::new(cells) }
+        Self { start: Instant::now(), started: SystemTime::now(), cells: Arc::new(cells) }
     }
 
     /// When the server last sent something about a resource.
     pub fn last(&self, resource: &str) -> Option<Instant> {
         let heard = self.cells.get(resource)?.heard.load(Relaxed);
         (heard > 0).then(|| self.start + Duration::from_millis(heard))
+    }
+
+    /// The same as a time of day.
+    pub fn last_time(&self, resource: &str) -> Option<SystemTime> {
+        self.last(resource).map(|last| self.started + last.duration_since(self.start))
     }
 
     /// How long ago that was; if there was nothing yet, how long it is waited for.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -181,6 +181,7 @@ impl Worker {
 
     fn report_problems(&mut self, events: &mut Vec<SourceEvent>) {
         let mut problems = Vec::new();
+        let mut unclear = Vec::new();
         let mut silent: BTreeMap<String, Vec<&About>> = BTreeMap::new();
         for kind in &mut self.kinds {
             let about = kind.about;
@@ -209,13 +210,14 @@ impl Worker {
                     place: format!("{} {name}", about.kind),
                     message: text.clone(),
                 };
-                problems.extend(texts.iter().map(problem));
+                unclear.extend(texts.iter().map(problem));
             }
         }
         for (message, kinds) in silent {
             problems.push(self.silence(&message, &kinds));
         }
         problems.extend(self.own_node());
+        problems.append(&mut unclear);
         if problems == self.problems {
             return;
         }
@@ -230,15 +232,14 @@ impl Worker {
     fn silence(&self, message: &str, kinds: &[&About]) -> SourceProblem {
         let names: Vec<_> = kinds.iter().map(|about| about.kind).collect();
         let mut text = format!("does not answer for {}: {message}; ", names.join(", "));
-        let _ = match kinds.iter().filter_map(|about| self.contacts.last(about.plural)).min() {
+        let last = kinds.iter().filter_map(|about| self.contacts.last_time(about.plural)).min();
+        let _ = match last.and_then(|last| Timestamp::try_from(last).ok()) {
             Some(last) => write!(
                 text,
                 "last heard of at {}; what was known then stays in force, and it is tried again",
-                Timestamp::try_from(at(last))
-                    .map(|t| t.round(k8s_openapi::jiff::Unit::Second).unwrap_or(t))
-                    .map_or_else(|_| "an unknown time".to_owned(), |time| time.to_string())
+                last.strftime("%Y-%m-%dT%H:%M:%SZ")
             ),
-            None => write!(text, "correct the address or the network; it is tried again"),
+            None => write!(text, "look at its address and at the network; it is tried again"),
         };
         SourceProblem { place: format!("API server {}", self.server), message: text }
     }
@@ -274,11 +275,7 @@ impl Worker {
         });
         KubernetesStatus {
             synced: self.synced,
-            silent_since: silent
-                .filter_map(|kind| self.contacts.last(kind.about.plural))
-                .min()
-                // Whole seconds: the difference of two clocks is never twice the same.
-                .map(|last| whole_seconds(at(last))),
+            silent_since: silent.filter_map(|kind| self.contacts.last_time(kind.about.plural)).min(),
             kinds: kinds.collect(),
         }
     }
@@ -323,14 +320,4 @@ fn problem_of(about: &About, failure: &Failure, listed: bool) -> SourceProblem {
         _ => format!("cannot be read: {message}; {follows}"),
     };
     SourceProblem { place: about.kind.to_owned(), message: text }
-}
-
-/// A moment of the monotonic clock as a time of day.
-fn at(moment: Instant) -> SystemTime {
-    SystemTime::now().checked_sub(moment.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-fn whole_seconds(time: SystemTime) -> SystemTime {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(since.as_secs())
 }
