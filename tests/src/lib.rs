@@ -7,6 +7,8 @@
 pub mod agent;
 pub mod command;
 #[cfg(feature = "agent")]
+pub mod examples;
+#[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
 #[cfg(feature = "agent")]
