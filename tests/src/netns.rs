@@ -18,6 +18,8 @@ pub struct Namespace {
     name: String,
     /// What people call it: `node`, `web`.
     label: String,
+    /// Whether it is deleted with this object.
+    owned: bool,
 }
 
 impl Namespace {
@@ -26,9 +28,14 @@ impl Namespace {
         let name = owner::fresh_name();
         run(Command::new("ip").args(["netns", "add", &name]))
             .with_context(|| format!("making the network namespace for {label}"))?;
-        let namespace = Self { name, label: label.to_owned() };
+        let namespace = Self { name, label: label.to_owned(), owned: true };
         namespace.ip("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// A namespace that somebody else makes and deletes.
+    pub fn existing(name: &str, label: &str) -> Self {
+        Self { name: name.to_owned(), label: label.to_owned(), owned: false }
     }
 
     /// The name that `ip -n` takes.
@@ -98,6 +105,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         if let Err(error) = run(Command::new("ip").args(["netns", "delete", &self.name])) {
             eprintln!("deleting the namespace of {}: {error:#}", self.label);
         }

@@ -4,7 +4,9 @@ mod bench;
 mod build;
 mod cargo;
 mod ci;
+mod cluster;
 mod demo;
+mod interrupt;
 mod progress;
 mod setup;
 mod tally;
@@ -30,6 +32,8 @@ enum Task {
     Build(build::Arguments),
     /// Show the shop demo: real packets, allowed and denied by identity (needs root)
     Demo(demo::Arguments),
+    /// A real Kubernetes cluster on this machine, for playing and for tests (needs root)
+    Cluster(cluster::Arguments),
     /// Run every test, or those whose name contains NAME (needs root)
     Test(test::Arguments),
     /// Measure the cost of a packet (needs root)
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Build(arguments) => build::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Cluster(arguments) => cluster::run(&arguments),
         Task::Test(arguments) => Ok(test::run(&arguments)),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci(arguments) => Ok(ci::run(&arguments)),

@@ -4,7 +4,6 @@
 //! that it made stays, and it looks whether that is so.
 
 mod expectations;
-mod interrupt;
 mod manifests;
 mod play;
 mod probe;
@@ -25,10 +24,10 @@ use portcullis_tests::Network;
 use portcullis_tests::privileged::require_privileges;
 
 use self::expectations::Expectations;
-use self::interrupt::Interrupted;
 use self::manifests::Manifests;
 use self::play::Play;
 use self::report::Check;
+use crate::interrupt::{self, Interrupted};
 
 /// What the demo takes.
 #[derive(Debug, clap::Args)]
@@ -85,7 +84,7 @@ fn with_agent(arguments: &Arguments) -> Result<ExitCode> {
         None => crate::build::agent(false)?,
     };
     // Not before: Ctrl-C shall end the build at once.
-    interrupt::watch()?;
+    interrupt::watch("the demo")?;
     let network = match arguments.network {
         NetworkArgument::Routed => Network::Routed,
         NetworkArgument::Bridged => Network::Bridged,

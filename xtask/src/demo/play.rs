@@ -11,12 +11,12 @@ use portcullis_tests::residue::Snapshot;
 use portcullis_tests::{Agent, Network, TempDir};
 
 use super::expectations::Expectations;
-use super::interrupt;
 use super::manifests::Manifests;
 use super::readings;
 use super::report::{self, Check};
 use super::scenes::{self, Scenes};
 use super::shop::Shop;
+use crate::interrupt;
 
 /// How long the agent may take to begin. Attaching waits for the kernel, which on a busy machine takes many seconds.
 const SLOW_START: Duration = Duration::from_secs(60);

@@ -4,13 +4,13 @@ use anyhow::{Context, Result, ensure};
 use portcullis_tests::Agent;
 
 use super::expectations::{Counter, Dump, Expectations, Metric, Sweep};
-use super::interrupt;
 use super::play::Play;
 use super::readings::{self, Counters};
 use super::report::{self, CHECK_HEADER, Check};
 use super::shop::Shop;
 use super::spoof;
 use super::traffic::{self, Seen, Try};
+use crate::interrupt;
 
 /// Sends everything once without an agent, and fails if it does not arrive: then a later denial would mean nothing.
 /// Returns how many probes that were.

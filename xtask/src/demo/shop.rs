@@ -8,8 +8,8 @@ use portcullis_tests::traffic::Echo;
 use portcullis_tests::{Namespace, Network, Node, node};
 
 use super::expectations::{Expectations, Outside, Port, Protocol};
-use super::interrupt;
 use super::manifests::{Manifests, PodManifest};
+use crate::interrupt;
 
 /// Somebody with addresses who sends and receives.
 #[derive(Debug)]

@@ -12,10 +12,10 @@ use anyhow::{Result, ensure};
 use portcullis_tests::Agent;
 
 use super::expectations::{Expect, Family, Port, Protocol, Sweep, Traffic};
-use super::interrupt;
 use super::probe::{Outcome, Probe, send_all};
 use super::readings::{Counters, Flows};
 use super::shop::{Host, Place, Shop};
+use crate::interrupt;
 
 /// How long an answer may take before it is called silence; a first SYN is sent once in this time.
 const SOON: Duration = Duration::from_millis(700);

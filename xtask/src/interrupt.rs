@@ -1,6 +1,6 @@
-//! Ctrl-C ends the demo between two steps, so that everything that it made is removed on the usual way out.
+//! Ctrl-C ends a command between two steps, so that everything that it made is removed on the usual way out.
 //!
-//! The signals are blocked, in every thread and in the programs that the demo starts: a terminal sends them to all of
+//! The signals are blocked, in every thread and in the programs that the command starts: a terminal sends them to all of
 //! them, and an `ip` that dies halfway would leave behind what nobody knows of.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// The demo was interrupted by a signal.
+/// The command was interrupted by a signal.
 #[derive(Debug)]
 pub struct Interrupted;
 
@@ -22,8 +22,9 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Waits for signals from now on. To be called before the first thread starts.
-pub fn watch() -> Result<()> {
+/// Waits for signals from now on; `what` has made the things that are removed then. To be called before the first
+/// thread starts.
+pub fn watch(what: &'static str) -> Result<()> {
     // SAFETY: a set of signals is plain data, valid when zeroed, and written by `sigemptyset` before it is used.
     let mut set: libc::sigset_t = unsafe { mem::zeroed() };
     // SAFETY: `set` outlives each call; none keeps the pointer.
@@ -45,7 +46,7 @@ pub fn watch() -> Result<()> {
                 return;
             }
             if !INTERRUPTED.swap(true, Ordering::SeqCst) {
-                eprintln!("\ninterrupted: removing everything that the demo made ..");
+                eprintln!("\ninterrupted: removing everything that {what} made ..");
             }
         }
     });
