@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod command;
+pub mod deploy;
 #[cfg(feature = "agent")]
 pub mod examples;
 #[cfg(feature = "agent")]
