@@ -128,6 +128,13 @@ impl Mode {
         }
     }
 
+    /// The mode with this name, in any case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Enforce, Self::Audit, Self::Off]
+            .into_iter()
+            .find(|mode| name.eq_ignore_ascii_case(mode.name()))
+    }
+
     /// The name that people write.
     pub const fn name(self) -> &'static str {
         match self {

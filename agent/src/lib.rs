@@ -9,6 +9,7 @@ pub mod controller;
 pub mod datapath;
 pub mod endpoints;
 pub mod identity;
+pub mod kubernetes;
 pub mod metrics;
 pub mod model;
 pub mod policy;

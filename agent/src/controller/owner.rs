@@ -9,7 +9,8 @@ use std::time::{Instant, SystemTime};
 use portcullis_common::Direction;
 
 use super::bindings::{Bindings, Candidate};
-use crate::datapath::{Applied, Datapath, DatapathError, HookState};
+use super::coverage::Coverage;
+use crate::datapath::{Applied, Datapath, DatapathError, HookState, describe_program};
 use crate::endpoints::{Classification, Snapshot, classify};
 use crate::identity::{Numbers, owners};
 use crate::model::{ObjectKind, World};
@@ -40,6 +41,8 @@ pub struct Owner {
     pub errors: Vec<String>,
     /// When the maps were last brought to the desired state without an error.
     pub last_success: Option<SystemTime>,
+    /// Pods that no interface was found for.
+    pub coverage: Coverage,
     datapath: Datapath,
     /// Whether the kernel holds what was compiled last, all of it: only then an unused number is unused there too.
     clean: bool,
@@ -50,6 +53,8 @@ pub struct Owner {
     attached: BTreeMap<u32, Instant>,
     /// What the endpoints' hooks looked like at the last look.
     hooks: BTreeMap<(u32, Direction), HookState>,
+    /// The programs that ran before ours at the last look: ids, and what they are called.
+    foreign: BTreeMap<(u32, Direction), (Vec<u32>, Vec<String>)>,
 }
 
 /// How many hooks should have a program, and how they are.
@@ -79,12 +84,14 @@ impl Owner {
             bypassed: BTreeMap::new(),
             errors: Vec::new(),
             last_success: None,
+            coverage: Coverage::default(),
             datapath,
             clean: false,
             numbers,
             retained: BTreeSet::new(),
             attached: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            foreign: BTreeMap::new(),
         }
     }
 
@@ -122,7 +129,11 @@ impl Owner {
                     }
                     self.retained.extend(living);
                 }
-                SourceEvent::Synced => self.synced = true,
+                SourceEvent::Synced => {
+                    self.synced = true;
+                    // What is there is known: a ConfigMap that comes later has no past.
+                    self.world.mode_before = None;
+                }
                 SourceEvent::Problems(problems) => self.problems = problems,
             }
         }
@@ -151,7 +162,7 @@ impl Owner {
         self.classify_links(&owner_of);
         let specs = self.bindings.update(&self.endpoints, &owner_of);
         let applied =
-            self.datapath.apply(&self.desired, &specs, self.world.settings.mode, self.numbers.entries())?;
+            self.datapath.apply(&self.desired, &specs, self.world.mode(), self.numbers.entries())?;
         self.errors = applied.errors.iter().map(ToString::to_string).collect();
         self.clean = self.errors.is_empty();
         if self.clean {
@@ -249,6 +260,34 @@ impl Owner {
     pub fn look_at_hooks(&mut self) {
         let hooks = self.endpoints.iter().flat_map(|e| Direction::ALL.iter().map(|d| (e.ifindex, *d)));
         self.hooks = hooks.map(|(ifindex, d)| ((ifindex, d), self.datapath.hook_state(ifindex, d))).collect();
+        let not_first = self.hooks.iter().filter(|(_, state)| **state == HookState::NotFirst);
+        let mut foreign = BTreeMap::new();
+        for (hook, _) in not_first {
+            let ids = self.datapath.before_ours(hook.0, hook.1);
+            // To find out what they are called, the kernel is asked for every program there is.
+            let as_before = self.foreign.remove(hook).filter(|(before, _)| *before == ids);
+            let programs = as_before.unwrap_or_else(|| {
+                let described = ids.iter().copied().map(describe_program).collect();
+                (ids, described)
+            });
+            foreign.insert(*hook, programs);
+        }
+        self.foreign = foreign;
+    }
+
+    /// Looks for pods of this node that have no interface. What a bypassed interface shows is reported as that.
+    pub fn look_at_coverage(&mut self) {
+        if !self.ready_to_program() {
+            return;
+        }
+        let peers = self.links.links.values().filter_map(|link| link.peer.as_ref());
+        let seen = peers.flat_map(|peer| peer.addresses.iter().copied()).collect();
+        self.coverage.look(&self.world, &self.bindings.bound(), &seen);
+    }
+
+    /// The programs that ran before ours on a hook at the last look.
+    pub fn foreign(&self, ifindex: u32, direction: Direction) -> &[String] {
+        self.foreign.get(&(ifindex, direction)).map_or(&[], |(_, names)| names)
     }
 
     /// What a hook was like at the last look.
