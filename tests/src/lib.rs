@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod command;
+pub mod deploy;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
