@@ -16,3 +16,4 @@ pub mod model;
 pub mod policy;
 pub mod sources;
 pub mod state;
+pub mod status_writer;

@@ -239,6 +239,8 @@ pub struct IdentityPolicy {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// `metadata.generation`: which state of the specification this is; `0` where nothing counts them.
+    pub generation: i64,
     /// The specification.
     pub spec: IdentityPolicySpec,
 }
