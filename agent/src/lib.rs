@@ -5,12 +5,15 @@
 
 pub mod api;
 pub mod cli;
+pub mod cni;
 pub mod controller;
 pub mod datapath;
 pub mod endpoints;
 pub mod identity;
+pub mod kubernetes;
 pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod sources;
 pub mod state;
+pub mod status_writer;

@@ -32,6 +32,8 @@ pub struct State {
     pub attach: String,
     /// The agent's mode: `enforce`, `audit` or `off`.
     pub mode: String,
+    /// What says so: `ConfigMap portcullis-system/portcullis` or `--mode`.
+    pub mode_source: String,
     /// Where objects come from, and what is wrong with it.
     pub source: SourceState,
     /// Principals by number.
@@ -46,12 +48,18 @@ pub struct State {
     pub pods: BTreeMap<IpAddr, String>,
     /// Endpoints.
     pub endpoints: Vec<EndpointState>,
+    /// Running pods of this node that no interface was found for: `namespace/name` to their addresses.
+    pub uncovered: BTreeMap<String, Vec<IpAddr>>,
     /// Interfaces that are no endpoints: name to reason.
     pub ignored: BTreeMap<String, String>,
     /// Policies in force.
     pub policies: Vec<PolicyState>,
     /// What in the objects was not understood.
     pub problems: Vec<ProblemState>,
+    /// Whether this agent writes the status of policies; `None`: nobody asked it to (a folder has no status).
+    pub writes_status: Option<bool>,
+    /// Why the status of policies is not written, if it is not.
+    pub status_error: Option<String>,
     /// What could not be programmed.
     pub errors: Vec<String>,
 }
@@ -68,6 +76,8 @@ pub struct SourceState {
     pub errors: Vec<String>,
     /// Objects by kind.
     pub objects: BTreeMap<String, usize>,
+    /// Seconds since the epoch of the last word from it, while there should have been another one since; else 0.
+    pub silent_since: u64,
 }
 
 /// An endpoint.
@@ -90,6 +100,9 @@ pub struct EndpointState {
     pub addresses: Vec<IpAddr>,
     /// Whether the programs are attached, by hook: `attached`, `not-first` or `missing`.
     pub hooks: BTreeMap<String, String>,
+    /// Programs of others that run before ours, by hook.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub foreign: BTreeMap<String, Vec<String>>,
     /// What is wrong with it, if anything.
     pub warning: Option<String>,
 }

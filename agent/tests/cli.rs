@@ -20,7 +20,10 @@ struct Run {
 /// Runs the binary without anything of this environment that changes its output.
 fn portcullis(args: &[&str]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PORTCULLIS_")) {
+    let ours = |name: &str| {
+        name.starts_with("PORTCULLIS_") || ["KUBECONFIG", "KUBERNETES_SERVICE_HOST"].contains(&name)
+    };
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
         command.env_remove(name);
     }
     let output = node::finish(command.args(args).env_remove("COLUMNS"));
@@ -65,7 +68,8 @@ fn wrong_usage_is_told_with_exit_code_2() {
         (&[], "Usage:"),
         (&["dump", "identites"], "a similar value exists: 'identities'"),
         (&["status", "-o", "yaml"], "possible values: table, json"),
-        (&["agent"], "the Kubernetes API comes with in-cluster operation"),
+        (&["agent"], "say --manifests DIR for a folder, or --kubeconfig FILE (or KUBECONFIG)"),
+        (&["agent", "--manifests", "x", "--kubeconfig", "y"], "cannot be used with"),
         (&["agent", "--manifests", "x", "--mode", "strict"], "possible values: enforce, audit, off"),
         (&["agent", "--manifests", "x", "--pod-cidr", "10.0.0.0/33"], "10.0.0.0/33"),
         (&["agent", "--manifests", "x", "--ipcache-size", "many"], "--ipcache-size"),
@@ -103,6 +107,7 @@ fn metric_names_are_as_they_were() {
     let text = metrics.render().unwrap();
     let mut names: Vec<String> = portcullis::metrics::FAMILIES
         .iter()
+        .chain(portcullis::metrics::SOURCE_FAMILIES)
         .map(|family| {
             let kind = if family.counter { "counter" } else { "gauge" };
             format!("{} {kind} {{{}}}\n", family.name, family.labels.join(","))

@@ -10,6 +10,8 @@ pub mod cluster;
 pub mod command;
 pub mod deploy;
 #[cfg(feature = "agent")]
+pub mod examples;
+#[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
 #[cfg(feature = "agent")]

@@ -17,7 +17,7 @@ use crate::datapath::{AttachMode, Sizes};
 pub struct AgentArgs {
     /// Folder of YAML manifests to read pods, namespaces, service accounts, nodes and policies from; watched for changes
     ///
-    /// Required for now: reading from the Kubernetes API comes with in-cluster operation.
+    /// Without it, objects are read from the Kubernetes API.
     #[arg(
         long,
         value_name = "DIR",
@@ -25,7 +25,10 @@ pub struct AgentArgs {
         hide_env_values = true,
         help_heading = "Source"
     )]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+    /// How to reach the Kubernetes API; if not given, the files that KUBECONFIG names, else what a pod of a cluster has
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests", help_heading = "Source")]
+    pub kubeconfig: Option<PathBuf>,
     /// Name of this node; the host name if not given
     #[arg(
         long,
@@ -35,6 +38,16 @@ pub struct AgentArgs {
         help_heading = "Source"
     )]
     node_name: Option<String>,
+    /// Namespace that Portcullis runs in: its ConfigMap `portcullis` sets the mode of the cluster
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "portcullis-system",
+        env = "PORTCULLIS_NAMESPACE",
+        hide_env_values = true,
+        help_heading = "Source"
+    )]
+    pub namespace: String,
     /// Range of pod addresses on this node, beside those of its Node object; may be repeated
     #[arg(
         long,
@@ -45,8 +58,18 @@ pub struct AgentArgs {
         help_heading = "Source"
     )]
     pub pod_cidr: Vec<IpNet>,
+    /// Folder of libcni's result cache: tells a new pod's addresses before the API server does; need not exist
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/cni/results",
+        env = "PORTCULLIS_CNI_CACHE",
+        hide_env_values = true,
+        help_heading = "Source"
+    )]
+    pub cni_cache: PathBuf,
 
-    /// How strictly verdicts are applied
+    /// How strictly verdicts are applied where the ConfigMap `portcullis` does not say
     #[arg(long, value_enum, default_value_t = ModeArg::Enforce, env = "PORTCULLIS_MODE", hide_env_values = true,
           help_heading = "Policy")]
     pub mode: ModeArg,
@@ -123,6 +146,8 @@ pub struct AgentArgs {
 
 const EXAMPLES: &str = "\
 Examples:
+  portcullis agent                                       in a pod of the cluster
+  portcullis agent --kubeconfig admin.conf --node-name node-1
   portcullis agent --manifests deploy/demo --node-name node-1
   portcullis agent --manifests /etc/portcullis --mode audit --log-format json
   portcullis agent --manifests /etc/portcullis --pod-cidr 10.0.1.0/24 --pod-cidr fd00:1::/64

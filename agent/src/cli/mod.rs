@@ -16,10 +16,12 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
+use crate::kubernetes::ConfigError;
+
 pub use agent::{AgentArgs, DefaultVerdict, ModeArg, UnknownEndpoint};
+pub use dump::endpoints::hook_name;
 pub use logging::LogFormat;
 pub use output::Format;
 
@@ -48,6 +50,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   portcullis check                          what this node lacks, and what follows from it
+  portcullis agent                          judge by the objects of the cluster that this pod runs in
   portcullis agent --manifests /etc/shop    judge by the objects in a folder
   portcullis status                         is everything in force? (exit code 1 if not)
   portcullis dump counters                  who talked to whom, allowed and denied
@@ -133,12 +136,6 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            if error.kind() == ErrorKind::MissingRequiredArgument && error.to_string().contains("--manifests")
-            {
-                output::note(
-                    "the agent reads manifests only: the Kubernetes API comes with in-cluster operation",
-                );
-            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -147,7 +144,10 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Bad) => ExitCode::FAILURE,
         Err(error) => {
             output::note(&format!("{error:#}"));
-            ExitCode::FAILURE
+            match error.downcast_ref::<ConfigError>() {
+                Some(ConfigError::Nothing) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -37,6 +38,8 @@ struct Report {
     abi: u32,
     agent: Agent,
     mode: Option<Modes>,
+    /// What says the agent's mode.
+    mode_source: String,
     endpoints: Endpoints,
     source: SourceState,
     /// What in the objects was not understood.
@@ -45,6 +48,10 @@ struct Report {
     errors: Vec<String>,
     maps: Vec<Map>,
     missed_events: Option<u64>,
+    /// Why the status of policies is not written, if this agent should.
+    status_error: Option<String>,
+    /// Running pods of the node that no interface was found for.
+    uncovered: BTreeMap<String, Vec<IpAddr>>,
     /// Interfaces that are no endpoints, and why.
     ignored: BTreeMap<String, String>,
     findings: Vec<Finding>,
@@ -117,12 +124,15 @@ fn collect(paths: &Paths) -> Report {
             last_success_age_seconds: age(state.last_success),
         },
         mode: None,
+        mode_source: state.mode_source.clone(),
         endpoints: Endpoints::default(),
         source: state.source.clone(),
         problems: state.problems.clone(),
         errors: state.errors.clone(),
         maps: Vec::new(),
         missed_events: None,
+        status_error: state.status_error.clone(),
+        uncovered: state.uncovered.clone(),
         ignored: state.ignored.clone(),
         findings: Vec::new(),
     };
@@ -201,9 +211,10 @@ fn kernel(
                 }
                 "not-first" => {
                     report.endpoints.hooks_attached += 1;
+                    let programs = reader.before_ours(endpoint.ifindex, direction).join(", ");
                     findings.push(Finding::fail(
                         "hooks",
-                        format!("another program runs before ours on {}: it can decide alone", hook()),
+                        format!("{programs} runs before ours on {}: it can decide alone", hook()),
                         "find out with `bpftool net` whose it is, and restart the agent after it is gone",
                     ));
                 }
@@ -250,7 +261,7 @@ fn kernel(
 
 /// What the agent wrote.
 fn written(report: &Report, findings: &mut Vec<Finding>) {
-    let Report { source, errors, problems, agent, node, .. } = report;
+    let Report { source, errors, problems, agent, node, uncovered, .. } = report;
     if node.is_empty() {
         if agent.alive {
             let action = "wait a moment; if it stays so, compare its --run-dir with this one";
@@ -279,6 +290,17 @@ fn written(report: &Report, findings: &mut Vec<Finding>) {
             "what could not be programmed is denied, and retried",
         ));
     }
+    if let Some(error) = &report.status_error {
+        findings.push(Finding::warn("status", error.clone(), "nothing that is enforced is touched by it"));
+    }
+    for (pod, addresses) in uncovered {
+        let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+        findings.push(Finding::fail(
+            "coverage",
+            format!("pod {pod} ({}) has no interface that was found: it is not judged", addresses.join(", ")),
+            "give it a veth; or take its namespace out with the label portcullis.dev/mode=Off",
+        ));
+    }
     for ProblemState { object, field, message } in problems {
         let place = if field.is_empty() { object.clone() } else { format!("{object}: {field}") };
         findings.push(Finding::warn("problem", format!("{place}: {message}"), ""));
@@ -301,13 +323,19 @@ fn render(report: &Report) -> String {
         Some(seconds) => format!("{seconds} s ago"),
         None => "never".to_owned(),
     };
+    let silence = age(source.silent_since).map_or_else(String::new, |age| format!(" (silent for {age} s)"));
     let objects: Vec<String> = source.objects.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    let mode = report.mode.as_ref().map_or("unknown", |mode| mode.effective);
+    let mode = match &report.mode {
+        None => "unknown".to_owned(),
+        Some(Modes { effective, forced: Some(_), .. }) => format!("{effective} (see the override)"),
+        Some(Modes { effective, .. }) if report.mode_source.is_empty() => (*effective).to_owned(),
+        Some(Modes { effective, .. }) => format!("{effective} ({})", report.mode_source),
+    };
     let Endpoints { count, unknown: no_pod, hooks_expected, hooks_attached, hooks_first } = endpoints;
     for (name, value) in [
         ("node", unknown(&report.node)),
         ("agent", format!("{alive}, version {}, maps v{}", unknown(&report.version), report.abi)),
-        ("mode", mode.to_owned()),
+        ("mode", mode),
         ("endpoints", format!("{count} ({no_pod} without a known pod)")),
         (
             "hooks",
@@ -316,7 +344,7 @@ fn render(report: &Report) -> String {
                 unknown(&agent.attach)
             ),
         ),
-        ("source", format!("{}: {}", unknown(&source.name), unknown(&objects.join(", ")))),
+        ("source", format!("{}{silence}: {}", unknown(&source.name), unknown(&objects.join(", ")))),
         ("last success", success),
         (
             "missed events",
@@ -377,6 +405,9 @@ mod tests {
             errors: Vec::new(),
             maps: Vec::new(),
             missed_events: Some(0),
+            mode_source: "--mode".to_owned(),
+            status_error: None,
+            uncovered: BTreeMap::new(),
             ignored: BTreeMap::new(),
             findings: Vec::new(),
         }
@@ -394,6 +425,8 @@ mod tests {
         let problems = vec![ProblemState::default()];
         assert_eq!(levels(&Report { problems, ..report() }), [Level::Warn]);
         assert_eq!(levels(&Report { errors: vec!["x".into()], ..report() }), [Level::Fail]);
+        let uncovered = BTreeMap::from([("shop/fast".to_owned(), vec![IpAddr::from([10, 0, 0, 1])])]);
+        assert_eq!(levels(&Report { uncovered, ..report() }), [Level::Fail]);
         let source = SourceState { synced: true, errors: vec!["db.yaml".into()], ..SourceState::default() };
         assert_eq!(levels(&Report { source, ..report() }), [Level::Fail]);
         assert_eq!(levels(&Report { source: SourceState::default(), ..report() }), [Level::Fail]);
@@ -404,7 +437,7 @@ mod tests {
         let mode = Some(Modes { agent: Some("enforce"), forced: Some("off"), effective: "off" });
         let text = render(&Report { mode, ..report() });
         assert!(text.starts_with("*** OVERRIDE off: NOTHING IS ENFORCED"), "{text}");
-        assert!(text.contains("\nmode:          off\n"), "{text}");
+        assert!(text.contains("\nmode:          off (see the override)\n"), "{text}");
         assert!(text.ends_with("\neverything works, but the override at the top holds\n"), "{text}");
         assert!(render(&report()).ends_with("\neverything is in force\n"));
     }

@@ -4,10 +4,13 @@
 //! scrape never delays a verdict's programming, and nothing that is programmed delays a health answer.
 
 mod bindings;
+mod coverage;
 mod denials;
 mod owner;
 mod report;
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,13 +22,15 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::cli::AgentArgs;
+use crate::cni::CniCache;
 use crate::datapath::{Datapath, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
 use crate::metrics::{AgentMetrics, Readiness, Server};
 use crate::model::{Settings, World};
-use crate::sources::Batch;
+use crate::sources::kubernetes::{self, KubernetesSource};
 use crate::sources::manifests::ManifestsSource;
+use crate::sources::{Batch, Source};
 use crate::state::State;
 use bindings::Bindings;
 use owner::Owner;
@@ -41,6 +46,7 @@ const SOURCE: &str = "source";
 const ENDPOINTS: &str = "endpoints";
 const PROGRAMMED: &str = "programmed";
 const ATTACHED: &str = "attached";
+const COVERED: &str = "covered";
 
 /// Runs the agent until it is told to stop. Enforcement outlives it.
 ///
@@ -55,27 +61,20 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    // Before anything is touched: without a source there is nothing to do.
+    let connection = match &args.manifests {
+        Some(_) => None,
+        None => Some(crate::kubernetes::config(args.kubeconfig.as_deref()).await?),
+    };
     let run_dir = &args.paths.run_dir;
     std::fs::create_dir_all(run_dir).with_context(|| {
         format!("cannot create {}; name another folder with --run-dir", run_dir.display())
     })?;
-    let mut datapath = Datapath::open(Options {
-        bpffs: args.paths.bpffs.clone(),
-        attach: args.attach,
-        sizes: args.sizes,
-        sample: args.sample,
-        event_rate: args.event_rate,
-    })?;
+    let mut datapath = open_datapath(args)?;
     let first_start = !datapath.adopted();
-    info!(
-        tcx = datapath.uses_tcx(),
-        first_start,
-        bpffs = %args.paths.bpffs.display(),
-        "programs loaded; what is pinned stays in force until everything has been listed"
-    );
 
     let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
-    let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED]);
+    let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED, COVERED]);
     serve(args.metrics_address, metrics.clone(), readiness.clone())?;
 
     let earlier = earlier_names(run_dir);
@@ -91,30 +90,36 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     };
 
     let mut owner = Owner::new(
-        World { settings: settings(args)?, ..World::default() },
+        World {
+            settings: settings(args)?,
+            mode_before: Mode::from_name(&earlier.state().mode),
+            ..World::default()
+        },
         datapath,
         Numbers::new(args.sizes.subjects_size),
         Bindings::new(args.unknown_endpoint.into(), first_start, endpoints_before),
     );
 
     let (sender, mut batches) = mpsc::channel::<Batch>(64);
-    let source = ManifestsSource::start(&args.manifests, sender)?;
-    let source_name = format!("manifests {}", args.manifests.display());
+    let source = start_source(args, connection, &metrics, sender)?;
     let mut watcher = endpoints::Watcher::spawn(endpoints::Options::default())?;
     let mut links = watcher.snapshots();
+    let cni = CniCache::start(&args.cni_cache)?;
+    let mut cached = cni.entries();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
     let mut agent = Agent {
         run_dir,
-        source_name,
+        source,
         metrics,
         readiness,
         denials,
         earlier: Some(earlier),
         written: None,
+        mode: None,
         warned: None,
-        hooks: None,
+        seen: None,
         retry: Retry::default(),
     };
     loop {
@@ -122,7 +127,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         let mut changed = true;
         tokio::select! {
             batch = batches.recv() => {
-                let Some(batch) = batch else { anyhow::bail!("the manifests source ended") };
+                let Some(batch) = batch else { anyhow::bail!("the source ended: {}", agent.source.name()) };
                 since = Some(batch.since);
                 owner.take(batch);
                 while let Ok(batch) = batches.try_recv() {
@@ -134,6 +139,11 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
                     return Err(watcher.stopped().await).context("cannot follow the interfaces any more");
                 }
                 owner.look(links.borrow_and_update().clone());
+                cni.look();
+            }
+            result = cached.changed() => {
+                result.context("the thread of the CNI cache ended")?;
+                owner.take_cache(cached.borrow_and_update().clone());
             }
             _ = housekeeping.tick() => changed = agent.keep_house(&mut owner),
             _ = terminate.recv() => break,
@@ -147,14 +157,61 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         }
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
-    drop(source);
+    drop(agent);
     reader.abort();
     Ok(())
+}
+
+fn open_datapath(args: &AgentArgs) -> anyhow::Result<Datapath> {
+    let datapath = Datapath::open(Options {
+        bpffs: args.paths.bpffs.clone(),
+        attach: args.attach,
+        sizes: args.sizes,
+        sample: args.sample,
+        event_rate: args.event_rate,
+    })?;
+    info!(
+        tcx = datapath.uses_tcx(),
+        first_start = !datapath.adopted(),
+        bpffs = %args.paths.bpffs.display(),
+        "programs loaded; what is pinned stays in force until everything has been listed"
+    );
+    Ok(datapath)
+}
+
+/// Starts the source that the flags name. `connection`: to the API server, if it is that.
+fn start_source(
+    args: &AgentArgs,
+    connection: Option<kube::Config>,
+    metrics: &AgentMetrics,
+    batches: mpsc::Sender<Batch>,
+) -> anyhow::Result<Source> {
+    match (&args.manifests, connection) {
+        (None, Some(config)) => {
+            let source = KubernetesSource::start(
+                kubernetes::Options {
+                    config,
+                    namespace: args.namespace.clone(),
+                    node_name: args.node_name()?,
+                    pace: kubernetes::Pace::default(),
+                },
+                batches,
+            )?;
+            metrics.watch_source(source.watch())?;
+            Ok(Source::Kubernetes(source))
+        }
+        (Some(folder), _) => {
+            let source = ManifestsSource::start(folder, batches)?;
+            Ok(Source::Manifests(folder.display().to_string(), source))
+        }
+        (None, None) => anyhow::bail!("neither a folder nor an API server to read from"),
+    }
 }
 
 fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
     Ok(Settings {
         node_name: args.node_name()?,
+        namespace: args.namespace.clone(),
         pod_cidrs: args.pod_cidr.clone(),
         default_verdict: args.default_verdict.into(),
         network_policies: args.network_policies,
@@ -196,7 +253,7 @@ fn earlier_names(run_dir: &Path) -> Earlier {
 /// What the loop keeps beside the owner.
 struct Agent<'a> {
     run_dir: &'a Path,
-    source_name: String,
+    source: Source,
     metrics: AgentMetrics,
     readiness: Readiness,
     denials: denials::Denials,
@@ -204,11 +261,20 @@ struct Agent<'a> {
     earlier: Option<Earlier>,
     /// The state that was written last, but for its times.
     written: Option<State>,
+    /// The mode that was programmed last.
+    mode: Option<Mode>,
     /// The error that was logged last, so that a lasting one is said once.
     warned: Option<String>,
-    /// How the hooks were when readiness was judged last.
-    hooks: Option<owner::Hooks>,
+    /// What the kernel was like when readiness was judged last.
+    seen: Option<Seen>,
     retry: Retry,
+}
+
+/// What changes without an event.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    hooks: owner::Hooks,
+    uncovered: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// When what failed is tried again.
@@ -245,12 +311,19 @@ impl Agent<'_> {
         match owner.program() {
             Ok(applied) => {
                 self.earlier = None;
+                let mode = owner.world.mode();
+                if self.mode.replace(mode) != Some(mode) {
+                    info!(mode = mode.name(), from = report::mode_source(&owner.world), "the mode is set");
+                }
                 if let Some(since) = since
                     && applied.writes > 0
                 {
                     self.metrics.observe_programming(since.elapsed());
                 }
                 owner.look_at_hooks();
+                if owner.coverage.is_unknown() {
+                    owner.look_at_coverage();
+                }
                 for waited in owner.newly_attached() {
                     self.metrics.observe_attach(waited);
                 }
@@ -285,6 +358,7 @@ impl Agent<'_> {
         }
         self.denials.summarize();
         owner.look_at_hooks();
+        owner.look_at_coverage();
         // Others that put their programs before ours are reported; attaching again would not change it.
         let wanted = !owner.errors.is_empty() || owner.hooks().missing > 0;
         self.retry.is_due(wanted, Instant::now())
@@ -292,7 +366,7 @@ impl Agent<'_> {
 
     /// Writes the names file if it changed.
     fn report(&mut self, owner: &Owner) {
-        let now = report::state(owner, &self.source_name);
+        let now = report::state(owner, &self.source);
         let state = match &self.earlier {
             None => now,
             Some(earlier) => report::before_programming(now, earlier.state()),
@@ -314,7 +388,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Says whether the agent is ready; returns whether the hooks are not as they were.
+    /// Says whether the agent is ready; returns whether the kernel is not as it was.
     fn judge_readiness(&mut self, owner: &Owner) -> bool {
         let say = |condition, holds: bool, otherwise: String| {
             if holds {
@@ -340,7 +414,22 @@ impl Agent<'_> {
                  bypass them; `portcullis status` names them"
             ),
         );
-        self.hooks.replace(hooks) != Some(hooks)
+        let uncovered = owner.coverage.uncovered();
+        let some: Vec<&str> = uncovered.keys().take(3).map(String::as_str).collect();
+        say(
+            COVERED,
+            owner.coverage.is_complete(),
+            format!(
+                "{} running pods of this node have no interface that was found, and are not judged ({}, ..): \
+                 `portcullis status` names them",
+                uncovered.len(),
+                some.join(", ")
+            ),
+        );
+        let seen = Seen { hooks, uncovered: uncovered.clone() };
+        let changed = self.seen.as_ref() != Some(&seen);
+        self.seen = Some(seen);
+        changed
     }
 }
 

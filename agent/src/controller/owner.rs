@@ -9,9 +9,11 @@ use std::time::{Instant, SystemTime};
 use portcullis_common::Direction;
 
 use super::bindings::{Bindings, Candidate};
-use crate::datapath::{Applied, Datapath, DatapathError, HookState};
+use super::coverage::Coverage;
+use crate::cni::CniEntry;
+use crate::datapath::{Applied, Datapath, DatapathError, HookState, describe_program};
 use crate::endpoints::{Classification, Snapshot, classify};
-use crate::identity::{Numbers, owners};
+use crate::identity::{Numbers, cached_addresses, owners};
 use crate::model::{ObjectKind, World};
 use crate::policy::{Desired, compile};
 use crate::sources::{Batch, SourceEvent, SourceProblem};
@@ -28,6 +30,8 @@ pub struct Owner {
     pub problems: Vec<SourceProblem>,
     /// Whether every kind has been listed once: nothing is written to the maps before.
     pub synced: bool,
+    /// What libcni's cache says.
+    cni: Arc<Vec<CniEntry>>,
     /// The interfaces.
     pub links: Arc<Snapshot>,
     /// Interfaces that are endpoints now.
@@ -40,6 +44,8 @@ pub struct Owner {
     pub errors: Vec<String>,
     /// When the maps were last brought to the desired state without an error.
     pub last_success: Option<SystemTime>,
+    /// Pods that no interface was found for.
+    pub coverage: Coverage,
     datapath: Datapath,
     /// Whether the kernel holds what was compiled last, all of it: only then an unused number is unused there too.
     clean: bool,
@@ -50,6 +56,8 @@ pub struct Owner {
     attached: BTreeMap<u32, Instant>,
     /// What the endpoints' hooks looked like at the last look.
     hooks: BTreeMap<(u32, Direction), HookState>,
+    /// The programs that ran before ours at the last look: ids, and what they are called.
+    foreign: BTreeMap<(u32, Direction), (Vec<u32>, Vec<String>)>,
 }
 
 /// How many hooks should have a program, and how they are.
@@ -73,18 +81,21 @@ impl Owner {
             bindings,
             problems: Vec::new(),
             synced: false,
+            cni: Arc::default(),
             links: Arc::default(),
             endpoints: Vec::new(),
             ignored: BTreeMap::new(),
             bypassed: BTreeMap::new(),
             errors: Vec::new(),
             last_success: None,
+            coverage: Coverage::default(),
             datapath,
             clean: false,
             numbers,
             retained: BTreeSet::new(),
             attached: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            foreign: BTreeMap::new(),
         }
     }
 
@@ -122,7 +133,11 @@ impl Owner {
                     }
                     self.retained.extend(living);
                 }
-                SourceEvent::Synced => self.synced = true,
+                SourceEvent::Synced => {
+                    self.synced = true;
+                    // What is there is known: a ConfigMap that comes later has no past.
+                    self.world.mode_before = None;
+                }
                 SourceEvent::Problems(problems) => self.problems = problems,
             }
         }
@@ -132,6 +147,11 @@ impl Owner {
     pub fn look(&mut self, links: Arc<Snapshot>) {
         self.world.settings.local_addresses.clone_from(&links.host_addresses);
         self.links = links;
+    }
+
+    /// Takes what libcni's cache says now.
+    pub fn take_cache(&mut self, entries: Arc<Vec<CniEntry>>) {
+        self.cni = entries;
     }
 
     /// Whether enough is known to write the maps.
@@ -146,12 +166,15 @@ impl Owner {
     pub fn program(&mut self) -> Result<Applied, DatapathError> {
         self.clean = false;
         self.forget_pods_without_interface();
+        let behind = self.links.links.values().filter_map(|link| Some((&link.name, link.peer.as_ref()?)));
+        let seen: Vec<_> = behind.map(|(name, peer)| (name.as_str(), peer.addresses.as_slice())).collect();
+        self.world.cached = cached_addresses(&self.cni, &self.world, &seen);
         self.desired = compile(&self.world, &mut self.numbers);
         let owner_of = self.owner_of();
         self.classify_links(&owner_of);
         let specs = self.bindings.update(&self.endpoints, &owner_of);
         let applied =
-            self.datapath.apply(&self.desired, &specs, self.world.settings.mode, self.numbers.entries())?;
+            self.datapath.apply(&self.desired, &specs, self.world.mode(), self.numbers.entries())?;
         self.errors = applied.errors.iter().map(ToString::to_string).collect();
         self.clean = self.errors.is_empty();
         if self.clean {
@@ -249,6 +272,34 @@ impl Owner {
     pub fn look_at_hooks(&mut self) {
         let hooks = self.endpoints.iter().flat_map(|e| Direction::ALL.iter().map(|d| (e.ifindex, *d)));
         self.hooks = hooks.map(|(ifindex, d)| ((ifindex, d), self.datapath.hook_state(ifindex, d))).collect();
+        let not_first = self.hooks.iter().filter(|(_, state)| **state == HookState::NotFirst);
+        let mut foreign = BTreeMap::new();
+        for (hook, _) in not_first {
+            let ids = self.datapath.before_ours(hook.0, hook.1);
+            // To find out what they are called, the kernel is asked for every program there is.
+            let as_before = self.foreign.remove(hook).filter(|(before, _)| *before == ids);
+            let programs = as_before.unwrap_or_else(|| {
+                let described = ids.iter().copied().map(describe_program).collect();
+                (ids, described)
+            });
+            foreign.insert(*hook, programs);
+        }
+        self.foreign = foreign;
+    }
+
+    /// Looks for pods of this node that have no interface. What a bypassed interface shows is reported as that.
+    pub fn look_at_coverage(&mut self) {
+        if !self.ready_to_program() {
+            return;
+        }
+        let peers = self.links.links.values().filter_map(|link| link.peer.as_ref());
+        let seen = peers.flat_map(|peer| peer.addresses.iter().copied()).collect();
+        self.coverage.look(&self.world, &self.bindings.bound(), &seen);
+    }
+
+    /// The programs that ran before ours on a hook at the last look.
+    pub fn foreign(&self, ifindex: u32, direction: Direction) -> &[String] {
+        self.foreign.get(&(ifindex, direction)).map_or(&[], |(_, names)| names)
     }
 
     /// What a hook was like at the last look.

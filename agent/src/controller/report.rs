@@ -1,13 +1,17 @@
 //! The names file and the state that metrics and status show, made from what the owner knows.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use portcullis_common::Direction;
 
 use super::owner::Owner;
+use crate::cli::hook_name;
 use crate::datapath::HookState;
+use crate::model::{IdentityPolicy, World};
 use crate::policy::summarize;
+use crate::sources::Source;
+use crate::status_writer::{Verdict, Verdicts};
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
 
 /// Seconds since the epoch.
@@ -16,7 +20,7 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 /// The state of now.
-pub fn state(owner: &Owner, source: &str) -> State {
+pub fn state(owner: &Owner, source: &Source) -> State {
     let names = &owner.desired.names;
     let mut problems: Vec<ProblemState> = owner
         .desired
@@ -54,7 +58,8 @@ pub fn state(owner: &Owner, source: &str) -> State {
         written: seconds(SystemTime::now()),
         last_success: owner.last_success.map_or(0, seconds),
         attach: if owner.datapath().uses_tcx() { "tcx" } else { "clsact" }.to_owned(),
-        mode: owner.world.settings.mode.name().to_owned(),
+        mode: owner.world.mode().name().to_owned(),
+        mode_source: mode_source(&owner.world),
         source: source_state(owner, source),
         principals: names.principals.clone(),
         peers: names.peers.clone(),
@@ -62,6 +67,7 @@ pub fn state(owner: &Owner, source: &str) -> State {
         rules: names.rules.clone(),
         pods,
         endpoints: endpoints(owner),
+        uncovered: owner.coverage.uncovered().clone(),
         ignored: owner.ignored.clone(),
         policies: summarize(&owner.world)
             .into_iter()
@@ -76,6 +82,35 @@ pub fn state(owner: &Owner, source: &str) -> State {
             .collect(),
         problems,
         errors: owner.errors.clone(),
+    }
+}
+
+/// What became of each IdentityPolicy: what the compiler and the source do not understand of it.
+pub fn verdicts(owner: &Owner) -> Verdicts {
+    let mut problems: HashMap<String, Vec<String>> = HashMap::new();
+    for problem in &owner.desired.problems {
+        let text = if problem.field.is_empty() {
+            problem.message.clone()
+        } else {
+            format!("{}: {}", problem.field, problem.message)
+        };
+        problems.entry(problem.object.clone()).or_default().push(text);
+    }
+    for problem in &owner.problems {
+        problems.entry(problem.place.clone()).or_default().push(problem.message.clone());
+    }
+    let verdict = |policy: &IdentityPolicy| {
+        let object = format!("IdentityPolicy {}/{}", policy.namespace, policy.name);
+        Verdict { generation: policy.generation, problems: problems.remove(&object).unwrap_or_default() }
+    };
+    owner.world.identity_policies.keys().cloned().zip(owner.world.identity_policies.values().map(verdict)).collect()
+}
+
+/// Where the mode comes from.
+pub fn mode_source(world: &World) -> String {
+    match world.cluster_config() {
+        Some(config) if config.mode().is_some() => format!("ConfigMap {}/{}", config.namespace, config.name),
+        _ => "--mode".to_owned(),
     }
 }
 
@@ -95,7 +130,7 @@ pub fn before_programming(now: State, earlier: &State) -> State {
     }
 }
 
-fn source_state(owner: &Owner, source: &str) -> SourceState {
+fn source_state(owner: &Owner, source: &Source) -> SourceState {
     let world = &owner.world;
     let counts = [
         ("Pod", world.pods.len()),
@@ -104,12 +139,14 @@ fn source_state(owner: &Owner, source: &str) -> SourceState {
         ("Node", world.nodes.len()),
         ("NetworkPolicy", world.network_policies.len()),
         ("IdentityPolicy", world.identity_policies.len()),
+        ("ConfigMap", world.cluster_configs.len()),
     ];
     SourceState {
-        name: source.to_owned(),
+        name: source.name(),
         synced: owner.synced,
         errors: owner.problems.iter().map(ToString::to_string).collect(),
         objects: counts.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
+        silent_since: source.silent_since().map_or(0, seconds),
     }
 }
 
@@ -120,7 +157,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
         .map(|candidate| {
             let uid = owner.bindings.uid(candidate.ifindex);
             let pod = uid.and_then(|uid| owner.desired.pods.get(uid));
-            let hooks: BTreeMap<String, String> = Direction::ALL
+            let hooks = Direction::ALL
                 .iter()
                 .map(|direction| {
                     let state = match owner.hook(candidate.ifindex, *direction) {
@@ -128,12 +165,13 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
                         HookState::NotFirst => "not-first",
                         HookState::Missing => "missing",
                     };
-                    let hook = match direction {
-                        Direction::Ingress => "to-pod",
-                        Direction::Egress => "from-pod",
-                    };
-                    (hook.to_owned(), state.to_owned())
+                    (hook_name(*direction).to_owned(), state.to_owned())
                 })
+                .collect();
+            let foreign = Direction::ALL
+                .iter()
+                .map(|d| (hook_name(*d).to_owned(), owner.foreign(candidate.ifindex, *d).to_vec()))
+                .filter(|(_, programs)| !programs.is_empty())
                 .collect();
             let warning = owner.bindings.warning(candidate.ifindex).map(str::to_owned);
             EndpointState {
@@ -147,6 +185,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
                     .unwrap_or_else(|| "unmanaged".to_owned()),
                 addresses: pod.map_or_else(|| candidate.addresses.clone(), |pod| pod.addresses.clone()),
                 hooks,
+                foreign,
                 warning,
             }
         })
@@ -155,6 +194,8 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

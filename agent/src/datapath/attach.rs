@@ -228,20 +228,49 @@ fn remove_filter(ifindex: u32, direction: Direction) {
 
 /// Whether a filter of ours is on the hook, whatever program it runs; `false` also where it cannot be asked.
 pub fn has_filter(ifindex: u32, direction: Direction) -> bool {
-    matches!(clsact::program(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()), Ok(Some(_)))
+    our_filter(ifindex, direction).is_some()
 }
 
-/// What is on the hook, by the ids of the programs there. Of clsact filters ours has the first priority there is.
-pub fn state(ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
-    if !tcx {
-        return match clsact::program(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()) {
-            Ok(Some(id)) if id == program => HookState::Attached,
-            _ => HookState::Missing,
-        };
+/// The program of our filter on the hook, whatever it is.
+pub fn our_filter(ifindex: u32, direction: Direction) -> Option<u32> {
+    let filters = clsact::filters(ifindex, direction).ok()?;
+    filters.iter().find(|filter| is_ours(filter)).map(|filter| filter.program)
+}
+
+fn is_ours(filter: &clsact::Filter) -> bool {
+    (filter.priority, filter.handle) == (CLSACT_PRIORITY, CLSACT_HANDLE.into())
+}
+
+/// The ids of the programs that run on the hook before ours; `None`: ours is not there. TCX programs run before every
+/// clsact filter; of filters of one priority the order of the kernel's list holds.
+pub fn before(ifindex: u32, direction: Direction, program: u32, tcx: bool) -> Option<Vec<u32>> {
+    let links = sys::tcx_programs(ifindex, matches!(direction, Direction::Ingress));
+    if tcx {
+        let links = links.ok()?;
+        let ours = links.iter().position(|id| *id == program)?;
+        return Some(links[..ours].to_vec());
     }
-    match sys::tcx_programs(ifindex, matches!(direction, Direction::Ingress)) {
-        Ok(ids) if ids.first() == Some(&program) => HookState::Attached,
-        Ok(ids) if ids.contains(&program) => HookState::NotFirst,
-        _ => HookState::Missing,
+    let filters = clsact::filters(ifindex, direction).ok()?;
+    let ours = filters.iter().position(|filter| is_ours(filter) && filter.program == program)?;
+    // Kernels without TCX have no such programs.
+    let links = links.unwrap_or_default();
+    Some(links.into_iter().chain(filters[..ours].iter().map(|filter| filter.program)).collect())
+}
+
+/// What is on the hook, by the ids of the programs there.
+pub fn state(ifindex: u32, direction: Direction, program: u32, tcx: bool) -> HookState {
+    match before(ifindex, direction, program, tcx) {
+        Some(before) if before.is_empty() => HookState::Attached,
+        Some(_) => HookState::NotFirst,
+        None => HookState::Missing,
+    }
+}
+
+/// How people can find a program: its id, and its name where the kernel tells it (that takes `CAP_SYS_ADMIN`).
+pub fn describe_program(id: u32) -> String {
+    let info = aya::programs::loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
+    match info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty()) {
+        Some(name) => format!("{name} (id {id})"),
+        None => format!("id {id}"),
     }
 }

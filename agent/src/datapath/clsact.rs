@@ -1,4 +1,5 @@
-//! Which program is behind our clsact filter: one `RTM_GETTFILTER` (`net/sched/cls_api.c`), answered with `TCA_BPF_ID`.
+//! Which BPF programs are behind the clsact filters of a hook, in the order in which they run: a dump of
+//! `RTM_GETTFILTER` (`net/sched/cls_api.c`), in which each filter has its `TCA_BPF_ID`.
 
 use std::io;
 
@@ -10,10 +11,13 @@ use portcullis_common::Direction;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
 const NLM_F_REQUEST: u16 = 1;
+/// `NLM_F_ROOT | NLM_F_MATCH`.
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)` and `..EGRESS` (`include/uapi/linux/pkt_sched.h`).
 const PARENT_INGRESS: u32 = 0xffff_fff2;
 const PARENT_EGRESS: u32 = 0xffff_fff3;
-const ETH_P_ALL: u16 = 0x0003;
 /// Attributes of a filter and of a BPF filter's options (include/uapi/linux/rtnetlink.h, `pkt_cls.h`).
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_ID: u16 = 11;
@@ -21,12 +25,22 @@ const TCA_BPF_ID: u16 = 11;
 const HEADER: usize = 16;
 const MESSAGE: usize = 20;
 
-/// The id of the program behind the filter with this priority and handle on the host side of a pod's hook; `None` if
-/// there is no such filter.
+/// A clsact filter that runs a BPF program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// The lowest runs first.
+    pub priority: u16,
+    /// Tells filters of one priority apart.
+    pub handle: u32,
+    /// Id of the program.
+    pub program: u32,
+}
+
+/// The BPF filters of the host side of a pod's hook, in the order in which they run; none without a clsact qdisc.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
-pub fn program(ifindex: u32, direction: Direction, priority: u16, handle: u32) -> io::Result<Option<u32>> {
+pub fn filters(ifindex: u32, direction: Direction) -> io::Result<Vec<Filter>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -35,34 +49,62 @@ pub fn program(ifindex: u32, direction: Direction, priority: u16, handle: u32) -
         Direction::Egress => PARENT_INGRESS,
         Direction::Ingress => PARENT_EGRESS,
     };
-    socket.send(&request(ifindex, parent, priority, handle), 0)?;
-    let (reply, _) = socket.recv_from_full()?;
-    Ok(program_of(&reply))
+    socket.send(&request(ifindex, parent), 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (reply, _) = socket.recv_from_full()?;
+        if reply.is_empty() || take(&reply, &mut found) {
+            return Ok(found);
+        }
+    }
 }
 
-fn request(ifindex: u32, parent: u32, priority: u16, handle: u32) -> Vec<u8> {
-    let info = u32::from(priority) << 16 | u32::from(ETH_P_ALL.to_be());
+fn request(ifindex: u32, parent: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + MESSAGE);
     bytes.extend(36u32.to_ne_bytes());
     bytes.extend(RTM_GETTFILTER.to_ne_bytes());
-    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     bytes.extend([0; 8]); // sequence number and port id: one request, one answer, one socket
     bytes.extend([0; 4]); // family and padding
-    for word in [ifindex, handle, parent, info] {
+    for word in [ifindex, 0, parent, 0] {
         bytes.extend(word.to_ne_bytes());
     }
     bytes
 }
 
-/// The program id in an answer; anything but a filter with one (an error, too) is none.
-fn program_of(reply: &[u8]) -> Option<u32> {
-    let kind = u16::from_ne_bytes(reply.get(4..6)?.try_into().ok()?);
-    if kind != RTM_NEWTFILTER {
-        return None;
+/// Takes the filters of one datagram of the answer; whether it was the last one. An error ends the answer, too: a hook
+/// without a clsact qdisc has no filters.
+fn take(mut bytes: &[u8], found: &mut Vec<Filter>) -> bool {
+    loop {
+        let (Some(length), Some(kind)) = (word(bytes, 0), half(bytes, 4)) else { return false };
+        if kind == NLMSG_DONE || kind == NLMSG_ERROR {
+            return true;
+        }
+        let length = usize::try_from(length).unwrap_or(usize::MAX).max(HEADER);
+        let Some(message) = bytes.get(..length) else { return false };
+        if kind == RTM_NEWTFILTER {
+            found.extend(filter(message));
+        }
+        let Some(rest) = bytes.get(length.next_multiple_of(4)..) else { return false };
+        bytes = rest;
     }
-    let options = attribute(reply.get(HEADER + MESSAGE..)?, TCA_OPTIONS)?;
+}
+
+/// The BPF filter in a message; the messages about a whole priority and other classifiers have none.
+fn filter(message: &[u8]) -> Option<Filter> {
+    let handle = word(message, HEADER + 8)?;
+    let info = word(message, HEADER + 16)?;
+    let options = attribute(message.get(HEADER + MESSAGE..)?, TCA_OPTIONS)?;
     let id = attribute(options, TCA_BPF_ID)?;
-    Some(u32::from_ne_bytes(id.get(..4)?.try_into().ok()?))
+    Some(Filter { priority: (info >> 16) as u16, handle, program: word(id, 0)? })
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// The payload of the first attribute of a type.
@@ -89,17 +131,49 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn the_program_is_found_among_other_attributes_and_nothing_in_errors_or_cut_answers() {
-        let options = [put(7, b"from_pod\0"), put(TCA_BPF_ID, &77u32.to_ne_bytes())].concat();
-        let mut reply = request(3, PARENT_INGRESS, 1, 0x71);
-        reply[4..6].copy_from_slice(&RTM_NEWTFILTER.to_ne_bytes());
-        reply.extend([put(1, b"bpf\0"), put(0x8000 | TCA_OPTIONS, &options)].concat());
-        assert_eq!(program_of(&reply), Some(77));
-        for length in 0..reply.len() {
-            assert_eq!(program_of(&reply[..length]), None, "{length} bytes");
+    /// A filter's message as the kernel writes it.
+    fn message(priority: u16, handle: u32, program: Option<u32>) -> Vec<u8> {
+        let mut bytes = request(3, PARENT_INGRESS);
+        bytes[4..6].copy_from_slice(&RTM_NEWTFILTER.to_ne_bytes());
+        bytes[HEADER + 8..HEADER + 12].copy_from_slice(&handle.to_ne_bytes());
+        bytes[HEADER + 16..HEADER + 20].copy_from_slice(&(u32::from(priority) << 16 | 0x0300).to_ne_bytes());
+        bytes.extend(put(1, b"bpf\0"));
+        if let Some(program) = program {
+            let options = [put(7, b"from_pod\0"), put(TCA_BPF_ID, &program.to_ne_bytes())].concat();
+            bytes.extend(put(0x8000 | TCA_OPTIONS, &options));
         }
-        reply[4..6].copy_from_slice(&2u16.to_ne_bytes());
-        assert_eq!(program_of(&reply), None);
+        let length = u32::try_from(bytes.len()).unwrap();
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn filters_are_found_in_order_among_what_is_none_and_not_in_cut_answers() {
+        let done = |kind: u16| {
+            let mut bytes = 20u32.to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.resize(20, 0);
+            bytes
+        };
+        let answer = [
+            message(1, 0, None),
+            message(1, 9, Some(70)),
+            message(1, 0x71, Some(71)),
+            message(49152, 1, Some(72)),
+        ]
+        .concat();
+        let expected = [(1, 9, 70), (1, 0x71, 71), (49152, 1, 72)]
+            .map(|(priority, handle, program)| Filter { priority, handle, program });
+        let mut found = Vec::new();
+        assert!(!take(&answer, &mut found), "more may follow");
+        assert_eq!(found, expected);
+        for kind in [NLMSG_DONE, NLMSG_ERROR] {
+            assert!(take(&done(kind), &mut found));
+        }
+        for length in 0..answer.len() {
+            let mut found = Vec::new();
+            take(&answer[..length], &mut found);
+            assert!(expected.starts_with(&found) && found.len() < 3, "{length} bytes: {found:?}");
+        }
     }
 }

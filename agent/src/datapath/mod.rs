@@ -38,7 +38,7 @@ use portcullis_common::identity::Identity;
 use portcullis_common::policy::RowKey;
 use portcullis_common::{Direction, abi};
 
-pub use attach::{AttachMode, HookState};
+pub use attach::{AttachMode, HookState, describe_program};
 pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
 pub use events::{Events, decode_event};
@@ -242,6 +242,12 @@ impl Datapath {
     pub fn hook_state(&self, ifindex: u32, direction: Direction) -> HookState {
         let program = self.programs.get(&direction).copied().unwrap_or(0);
         attach::state(ifindex, direction, program, self.tcx)
+    }
+
+    /// The ids of the programs that run before ours on the hook of an endpoint.
+    pub fn before_ours(&self, ifindex: u32, direction: Direction) -> Vec<u32> {
+        let program = self.programs.get(&direction).copied().unwrap_or(0);
+        attach::before(ifindex, direction, program, self.tcx).unwrap_or_default()
     }
 
     /// Steps of port tables in use, and how many there can be.

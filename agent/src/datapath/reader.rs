@@ -17,7 +17,7 @@ use portcullis_common::{Direction, Kind, Reason};
 
 use super::inspect::{self, AnyKey, PairCounters, Usage};
 use super::kernel::KernelMaps;
-use super::{DatapathError, HookState, Pins, attach, batch, sys};
+use super::{DatapathError, HookState, Pins, attach, batch};
 
 /// The pinned maps, open for reading.
 #[derive(Debug)]
@@ -254,22 +254,29 @@ impl Reader {
     /// What the hook of an interface looks like now, asked of the kernel. `None` where neither our filter nor a
     /// link of any interface is found: then only the agent knows what should be there.
     pub fn hook(&self, ifindex: u32, direction: Direction) -> Option<HookState> {
+        match self.program(ifindex, direction) {
+            Some((program, tcx)) => Some(attach::state(ifindex, direction, program, tcx)),
+            None => (!Pins::list(&self.pins.links()).is_empty()).then_some(HookState::Missing),
+        }
+    }
+
+    /// The programs that run before ours on the hook of an interface.
+    pub fn before_ours(&self, ifindex: u32, direction: Direction) -> Vec<String> {
+        let found = self.program(ifindex, direction);
+        let before = found.and_then(|(program, tcx)| attach::before(ifindex, direction, program, tcx));
+        before.unwrap_or_default().into_iter().map(attach::describe_program).collect()
+    }
+
+    /// Our program for the hook of an interface, and whether it is attached by TCX. A link that cannot be read has
+    /// program `0`, which is on no hook.
+    fn program(&self, ifindex: u32, direction: Direction) -> Option<(u32, bool)> {
         let pin = self.pins.link(ifindex, direction);
         if !pin.exists() {
-            if attach::has_filter(ifindex, direction) {
-                return Some(HookState::Attached);
-            }
-            return (!Pins::list(&self.pins.links()).is_empty()).then_some(HookState::Missing);
+            return Some((attach::our_filter(ifindex, direction)?, false));
         }
-        let program = PinnedLink::from_pin(&pin)
-            .ok()
-            .and_then(|link| Some(FdLink::from(link).info().ok()?.program_id()));
-        let Some(program) = program else { return Some(HookState::Missing) };
-        match sys::tcx_programs(ifindex, matches!(direction, Direction::Ingress)) {
-            Ok(ids) if ids.first() == Some(&program) => Some(HookState::Attached),
-            Ok(ids) if ids.contains(&program) => Some(HookState::NotFirst),
-            _ => Some(HookState::Missing),
-        }
+        let link = PinnedLink::from_pin(&pin).ok();
+        let info = link.and_then(|link| FdLink::from(link).info().ok());
+        Some((info.map_or(0, |info| info.program_id()), true))
     }
 }
 

@@ -16,7 +16,7 @@ use prometheus::{GaugeVec, IntCounterVec, Opts};
 use super::SharedState;
 use crate::datapath::inspect::PairCounters;
 use crate::datapath::{DatapathError, Reader};
-use crate::state::State;
+use crate::state::{EndpointState, State};
 
 /// A family that the collector fills: name, whether it only grows, labels, help.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +71,23 @@ const EXPECTED: Family =
     gauge("portcullis_programs_expected", &[], "Programs that should be attached, two an endpoint");
 const ATTACHED: Family =
     gauge("portcullis_programs_attached", &[], "Programs that are attached and the first on their hook");
+const FOREIGN: Family = gauge(
+    "portcullis_endpoints_foreign_first",
+    &[],
+    "Pod interfaces on which a program of others runs before ours",
+);
+const UNCOVERED: Family = gauge(
+    "portcullis_pods_without_endpoint",
+    &[],
+    "Running pods of this node that no interface was found for, so that they are not judged",
+);
+const WRITES_STATUS: Family = gauge(
+    "portcullis_status_leader",
+    &[],
+    "1 if this agent writes the status of policies; one of a cluster does",
+);
+const STATUS_ERROR: Family =
+    gauge("portcullis_status_errors", &[], "1 while the status of policies cannot be written");
 const REVISION: Family = gauge("portcullis_revision", &[], "Rises whenever an allow may have become a deny");
 const MODE: Family = gauge("portcullis_mode", &["mode"], "1 for the mode that the agent set");
 const OVERRIDE: Family =
@@ -96,6 +113,10 @@ pub const FAMILIES: &[Family] = &[
     MAP_CAPACITY,
     EXPECTED,
     ATTACHED,
+    FOREIGN,
+    UNCOVERED,
+    WRITES_STATUS,
+    STATUS_ERROR,
     REVISION,
     MODE,
     OVERRIDE,
@@ -217,6 +238,11 @@ fn agent(state: &State, sample: &mut Sample) {
     sample.add(&EXPECTED, &[], 2 * state.endpoints.len() as u64);
     // Each endpoint that has a hook map tells both hooks; what is not told is not attached.
     sample.add(&ATTACHED, &[], hooks().filter(|hook| *hook == "attached").count() as u64);
+    let behind = |endpoint: &&EndpointState| endpoint.hooks.values().any(|hook| hook == "not-first");
+    sample.add(&FOREIGN, &[], state.endpoints.iter().filter(behind).count() as u64);
+    sample.add(&WRITES_STATUS, &[], u64::from(state.writes_status == Some(true)));
+    sample.add(&STATUS_ERROR, &[], u64::from(state.status_error.is_some()));
+    sample.add(&UNCOVERED, &[], state.uncovered.len() as u64);
     sample.add(&PROBLEMS, &[], state.problems.len() as u64);
     sample.add(&ERRORS, &[], state.errors.len() as u64);
     sample.add(&SOURCE_ERRORS, &[], state.source.errors.len() as u64);

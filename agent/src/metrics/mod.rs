@@ -6,6 +6,7 @@
 mod collector;
 mod readiness;
 mod server;
+mod source;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,9 @@ use prometheus::{Gauge, Histogram, HistogramOpts, Opts, Registry, TextEncoder};
 pub use collector::FAMILIES;
 pub use readiness::Readiness;
 pub use server::{Server, ServerError};
+pub use source::SOURCE_FAMILIES;
 
+use crate::sources::kubernetes::KubernetesWatch;
 use crate::state::State;
 use collector::MapCollector;
 
@@ -80,6 +83,14 @@ impl AgentMetrics {
         registry.register(Box::new(last_success.clone()))?;
         registry.register(Box::new(MapCollector::new(bpffs, state.clone())?))?;
         Ok(Self { registry, programming, attach, last_success, state })
+    }
+
+    /// Shows what there is to see of the Kubernetes source.
+    ///
+    /// # Errors
+    /// If it is shown already.
+    pub fn watch_source(&self, source: KubernetesWatch) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(source::SourceCollector::new(source)?))
     }
 
     /// Notes how long a change took from its arrival until the maps were written.

@@ -7,15 +7,26 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use portcullis_common::policy::protocol;
 
-use super::objects::{IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod, ServiceAccount};
+use super::cluster_config::ClusterConfig;
+use super::objects::{
+    EndpointPort, EndpointSlice, IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod,
+    Service, ServiceAccount, ServiceCidr, ServicePort, TargetPort,
+};
 use crate::api;
 
 /// Label that every namespace carries with its own name as the value.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+/// Label and value by which the pods of our agents are known.
+const AGENT_LABEL: &str = "app.kubernetes.io/name";
+const AGENT_NAME: &str = "portcullis";
+/// Label of an endpoint slice that names its service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// A field of an object that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,9 +75,11 @@ impl TryFrom<core::Pod> for Pod {
             node: spec.node_name.clone().unwrap_or_default(),
             host_network: spec.host_network.unwrap_or(false),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            running: is_running(&status, &pod.metadata),
             addresses: pod_addresses(&status)?,
             sandbox_started: sandbox_started(&status, &pod.metadata),
             named_ports: named_ports(&spec)?,
+            judges: is_ready_agent(&status, &pod.metadata),
             labels: labels(pod.metadata),
             namespace,
             name,
@@ -130,6 +143,88 @@ impl TryFrom<core::Node> for Node {
     }
 }
 
+impl TryFrom<core::Service> for Service {
+    type Error = ConvertError;
+
+    fn try_from(object: core::Service) -> Result<Self, ConvertError> {
+        let (namespace, name) = (namespace(&object.metadata), name(&object.metadata)?);
+        let spec = object.spec.unwrap_or_default();
+        let cluster: Vec<_> = match spec.cluster_ips {
+            Some(ips) if !ips.is_empty() => {
+                ips.into_iter().enumerate().map(|(i, ip)| (format!("spec.clusterIPs[{i}]"), ip)).collect()
+            }
+            _ => text(spec.cluster_ip).map(|ip| ("spec.clusterIP".to_owned(), ip)).into_iter().collect(),
+        };
+        // No proxy serves a service without a cluster address, whatever else it says.
+        let served = spec.type_.as_deref() != Some("ExternalName")
+            && cluster.iter().any(|(_, ip)| !ip.is_empty() && ip != "None");
+        if !served {
+            return Ok(Self { namespace, name, ..Self::default() });
+        }
+        let external = spec.external_ips.into_iter().flatten().enumerate();
+        let external = external.map(|(i, ip)| (format!("spec.externalIPs[{i}]"), ip));
+        let ingress = object.status.and_then(|status| status.load_balancer).and_then(|lb| lb.ingress);
+        let ingress = ingress.into_iter().flatten().enumerate().filter_map(|(i, ingress)| {
+            // In mode `Proxy` packets reach the load balancer itself: an address like any other.
+            let here = ingress.ip_mode.as_deref() != Some("Proxy");
+            let ip = text(ingress.ip).filter(|_| here)?;
+            Some((format!("status.loadBalancer.ingress[{i}].ip"), ip))
+        });
+        Ok(Self {
+            namespace,
+            name,
+            cluster_addresses: parse_addresses(cluster)?,
+            external_addresses: parse_addresses(external.chain(ingress))?,
+            ports: service_ports(spec.ports.as_deref().unwrap_or_default())?,
+            selector: spec.selector.unwrap_or_default(),
+        })
+    }
+}
+
+impl TryFrom<discovery::EndpointSlice> for EndpointSlice {
+    type Error = ConvertError;
+
+    fn try_from(object: discovery::EndpointSlice) -> Result<Self, ConvertError> {
+        let mut ports = Vec::new();
+        for (i, port) in object.ports.iter().flatten().enumerate() {
+            // Proxies pass over a port without a number as well.
+            let Some(number) = port.port else { continue };
+            let field = |field: &str| format!("ports[{i}].{field}");
+            ports.push(EndpointPort {
+                name: port.name.clone().unwrap_or_default(),
+                protocol: parse_protocol(field("protocol"), port.protocol.as_deref())?,
+                port: parse_port(field("port"), number)?,
+            });
+        }
+        let addresses = match object.address_type.as_str() {
+            // Names of hosts say nothing about packets.
+            "FQDN" => Vec::new(),
+            _ => parse_addresses(object.endpoints.into_iter().enumerate().flat_map(|(i, endpoint)| {
+                let addresses = endpoint.addresses.into_iter().enumerate();
+                addresses.map(move |(j, ip)| (format!("endpoints[{i}].addresses[{j}]"), ip))
+            }))?,
+        };
+        let service = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)).cloned();
+        Ok(Self {
+            namespace: namespace(&object.metadata),
+            name: name(&object.metadata)?,
+            service: service.unwrap_or_default(),
+            ports,
+            addresses,
+        })
+    }
+}
+
+impl TryFrom<networking::ServiceCIDR> for ServiceCidr {
+    type Error = ConvertError;
+
+    fn try_from(object: networking::ServiceCIDR) -> Result<Self, ConvertError> {
+        let cidrs = object.spec.and_then(|spec| spec.cidrs).unwrap_or_default();
+        let cidrs = cidrs.iter().enumerate().map(|(i, cidr)| parse_cidr(format!("spec.cidrs[{i}]"), cidr));
+        Ok(Self { name: name(&object.metadata)?, cidrs: cidrs.collect::<Result<_, _>>()? })
+    }
+}
+
 impl TryFrom<networking::NetworkPolicy> for NetworkPolicy {
     type Error = ConvertError;
 
@@ -148,7 +243,12 @@ impl TryFrom<api::IdentityPolicy> for IdentityPolicy {
     type Error = ConvertError;
 
     fn try_from(object: api::IdentityPolicy) -> Result<Self, ConvertError> {
-        Ok(Self { namespace: namespace(&object.metadata), name: name(&object.metadata)?, spec: object.spec })
+        Ok(Self {
+            namespace: namespace(&object.metadata),
+            name: name(&object.metadata)?,
+            generation: object.metadata.generation.unwrap_or_default(),
+            spec: object.spec,
+        })
     }
 }
 
@@ -162,13 +262,24 @@ macro_rules! object_from {
     )*};
 }
 
-object_from!(Pod, Namespace, ServiceAccount, Node, NetworkPolicy, IdentityPolicy);
+object_from!(
+    Pod,
+    Namespace,
+    ServiceAccount,
+    Node,
+    Service,
+    EndpointSlice,
+    ServiceCidr,
+    NetworkPolicy,
+    IdentityPolicy,
+    ClusterConfig
+);
 
-fn name(metadata: &ObjectMeta) -> Result<String, ConvertError> {
+pub(super) fn name(metadata: &ObjectMeta) -> Result<String, ConvertError> {
     text(metadata.name.clone()).ok_or_else(|| ConvertError::Missing { field: "metadata.name".to_owned() })
 }
 
-fn namespace(metadata: &ObjectMeta) -> String {
+pub(super) fn namespace(metadata: &ObjectMeta) -> String {
     text(metadata.namespace.clone()).unwrap_or_else(|| "default".to_owned())
 }
 
@@ -179,6 +290,15 @@ fn labels(metadata: ObjectMeta) -> Labels {
 /// The API does not tell an empty text from an absent one.
 fn text(value: Option<String>) -> Option<String> {
     value.filter(|text| !text.is_empty())
+}
+
+fn is_running(status: &core::PodStatus, metadata: &ObjectMeta) -> bool {
+    let no_sandbox = |condition: &core::PodCondition| {
+        condition.type_ == "PodReadyToStartContainers" && condition.status == "False"
+    };
+    status.phase.as_deref() == Some("Running")
+        && metadata.deletion_timestamp.is_none()
+        && !status.conditions.iter().flatten().any(no_sandbox)
 }
 
 fn pod_addresses(status: &core::PodStatus) -> Result<Vec<IpAddr>, ConvertError> {
@@ -201,6 +321,56 @@ fn parse_address(field: String, value: &str) -> Result<IpAddr, ConvertError> {
         Ok(address) => Ok(address.to_canonical()),
         Err(_) => Err(ConvertError::invalid(field, &value, "an IP address")),
     }
+}
+
+fn parse_addresses(fields: impl IntoIterator<Item = (String, String)>) -> Result<Vec<IpAddr>, ConvertError> {
+    fields.into_iter().map(|(field, ip)| parse_address(field, &ip)).collect()
+}
+
+fn parse_protocol(field: String, value: Option<&str>) -> Result<u8, ConvertError> {
+    match value {
+        None | Some("" | "TCP") => Ok(protocol::TCP),
+        Some("UDP") => Ok(protocol::UDP),
+        Some("SCTP") => Ok(protocol::SCTP),
+        Some(other) => Err(ConvertError::invalid(field, &other, "TCP, UDP or SCTP")),
+    }
+}
+
+fn parse_port(field: String, value: i32) -> Result<u16, ConvertError> {
+    let port = u16::try_from(value).ok().filter(|port| *port != 0);
+    port.ok_or_else(|| ConvertError::invalid(field, &value, "a port from 1 to 65535"))
+}
+
+fn service_ports(ports: &[core::ServicePort]) -> Result<Vec<ServicePort>, ConvertError> {
+    let port = |(i, port): (usize, &core::ServicePort)| {
+        let field = |field: &str| format!("spec.ports[{i}].{field}");
+        let number = parse_port(field("port"), port.port)?;
+        Ok(ServicePort {
+            name: port.name.clone().unwrap_or_default(),
+            protocol: parse_protocol(field("protocol"), port.protocol.as_deref())?,
+            port: number,
+            node_port: match port.node_port {
+                None | Some(0) => None,
+                Some(port) => Some(parse_port(field("nodePort"), port)?),
+            },
+            target: match &port.target_port {
+                // The API server fills in the service's own port.
+                None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
+                Some(IntOrString::String(name)) if name.is_empty() => TargetPort::Number(number),
+                Some(IntOrString::Int(target)) => {
+                    TargetPort::Number(parse_port(field("targetPort"), *target)?)
+                }
+                Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
+            },
+        })
+    };
+    ports.iter().enumerate().map(port).collect()
+}
+
+fn is_ready_agent(status: &core::PodStatus, metadata: &ObjectMeta) -> bool {
+    let label = metadata.labels.as_ref().and_then(|labels| labels.get(AGENT_LABEL));
+    label.is_some_and(|value| value == AGENT_NAME)
+        && status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 fn parse_cidr(field: String, value: &str) -> Result<IpNet, ConvertError> {
@@ -230,18 +400,8 @@ fn named_ports(spec: &core::PodSpec) -> Result<Vec<(String, u8, u16)>, ConvertEr
         for (i, port) in container.ports.iter().flatten().enumerate() {
             let Some(name) = text(port.name.clone()) else { continue };
             let field = |field: &str| format!("spec.{list}[{index}].ports[{i}].{field}");
-            let protocol = match port.protocol.as_deref() {
-                None | Some("" | "TCP") => protocol::TCP,
-                Some("UDP") => protocol::UDP,
-                Some("SCTP") => protocol::SCTP,
-                Some(other) => {
-                    return Err(ConvertError::invalid(field("protocol"), &other, "TCP, UDP or SCTP"));
-                }
-            };
-            let number = u16::try_from(port.container_port).ok().filter(|port| *port != 0);
-            let number = number.ok_or_else(|| {
-                ConvertError::invalid(field("containerPort"), &port.container_port, "a port from 1 to 65535")
-            })?;
+            let protocol = parse_protocol(field("protocol"), port.protocol.as_deref())?;
+            let number = parse_port(field("containerPort"), port.container_port)?;
             ports.push((name, protocol, number));
         }
     }
@@ -287,6 +447,7 @@ mod tests {
             node: "n1".into(),
             host_network: true,
             finished: true,
+            running: false,
             addresses: vec![
                 "10.0.0.1".parse().unwrap(),
                 "fd00::1".parse().unwrap(),
@@ -294,6 +455,7 @@ mod tests {
             ],
             sandbox_started: 3,
             named_ports: vec![("sql".into(), 6, 5432), ("dns".into(), 17, 53), ("side".into(), 132, 7)],
+            judges: false,
         };
         assert_eq!(full, Ok(expected));
     }
@@ -303,6 +465,7 @@ mod tests {
         let bare =
             pod(json!({"metadata": {"name": "a"}, "status": {"phase": "Running", "podIP": "10.0.0.9"}}));
         let expected = Pod {
+            running: true,
             namespace: "default".into(),
             name: "a".into(),
             uid: "default/a".into(),
@@ -337,6 +500,23 @@ mod tests {
             let pod = pod(json!({"metadata": {"name": "a", "creationTimestamp": created},
                 "status": {"startTime": start, "conditions": conditions}}));
             assert_eq!(pod.unwrap().sandbox_started, expected, "{conditions} {start} {created}");
+        }
+    }
+
+    #[test]
+    fn a_pod_runs_from_its_sandbox_on_until_it_is_deleted() {
+        let condition = |status: &str| json!([{"type": "PodReadyToStartContainers", "status": status}]);
+        for (phase, deleted, conditions, running) in [
+            ("Running", json!(null), json!(null), true),
+            ("Running", json!(null), condition("True"), true),
+            ("Running", json!(null), condition("False"), false),
+            ("Running", json!("1970-01-01T00:00:01Z"), condition("True"), false),
+            ("Pending", json!(null), condition("True"), false),
+            ("Succeeded", json!(null), json!(null), false),
+        ] {
+            let object = json!({"metadata": {"name": "a", "deletionTimestamp": deleted},
+                "status": {"phase": phase, "conditions": conditions}});
+            assert_eq!(pod(object.clone()).unwrap().running, running, "{object}");
         }
     }
 
@@ -432,5 +612,144 @@ mod tests {
             IdentityPolicy::try_from(serde_json::from_value::<api::IdentityPolicy>(object).unwrap()).unwrap();
         assert_eq!((policy.namespace.as_str(), policy.name.as_str()), ("shop", "p"));
         assert_eq!(Object::from(policy).key().kind, crate::model::ObjectKind::IdentityPolicy);
+    }
+
+    #[test]
+    fn only_a_ready_pod_with_our_label_may_judge() {
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let unready = json!([{"type": "Ready", "status": "False"}]);
+        for (label, conditions, judges) in [
+            ("portcullis", &ready, true),
+            ("portcullis", &unready, false),
+            ("portcullis", &json!(null), false),
+            ("web", &ready, false),
+        ] {
+            let pod = pod(json!({"metadata": {"name": "a", "labels": {AGENT_LABEL: label}},
+                "status": {"conditions": conditions}}));
+            assert_eq!(pod.unwrap().judges, judges, "{label} {conditions}");
+        }
+    }
+
+    fn service(value: serde_json::Value) -> Result<Service, ConvertError> {
+        Service::try_from(serde_json::from_value::<core::Service>(value).unwrap())
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_service_keeps_its_addresses_and_ports() {
+        let full = service(json!({
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.1", "fd00::1"],
+                "externalIPs": ["192.0.2.7"], "selector": {"app": "web"},
+                "ports": [
+                    {"name": "http", "port": 80, "targetPort": "web", "nodePort": 30080},
+                    {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 5353},
+                    {"name": "same", "port": 9, "protocol": "SCTP", "nodePort": 0}]},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "198.51.100.1", "ipMode": "VIP"}, {"ip": "198.51.100.2", "ipMode": "Proxy"},
+                {"hostname": "lb.example"}, {"ip": "198.51.100.3"}]}},
+        }));
+        let port = |name: &str, protocol, port, node_port, target| ServicePort {
+            name: name.into(),
+            protocol,
+            port,
+            node_port,
+            target,
+        };
+        let expected = Service {
+            namespace: "shop".into(),
+            name: "web".into(),
+            cluster_addresses: addresses(&["10.96.0.1", "fd00::1"]),
+            external_addresses: addresses(&["192.0.2.7", "198.51.100.1", "198.51.100.3"]),
+            ports: vec![
+                port("http", 6, 80, Some(30080), TargetPort::Name("web".into())),
+                port("dns", 17, 53, None, TargetPort::Number(5353)),
+                port("same", 132, 9, None, TargetPort::Number(9)),
+            ],
+            selector: [("app".into(), "web".into())].into(),
+        };
+        assert_eq!(full, Ok(expected));
+        let single = service(json!({"metadata": {"name": "a"}, "spec": {"clusterIP": "10.96.0.9"}})).unwrap();
+        assert_eq!(single.cluster_addresses, addresses(&["10.96.0.9"]));
+    }
+
+    #[test]
+    fn a_service_that_no_proxy_serves_keeps_no_address() {
+        let ports = json!([{"port": 80, "nodePort": 30080}]);
+        for spec in [
+            json!({"clusterIP": "None", "clusterIPs": ["None"], "externalIPs": ["192.0.2.7"], "ports": ports}),
+            json!({"type": "ExternalName", "externalName": "a.example", "externalIPs": ["192.0.2.7"], "ports": ports}),
+            json!({"type": "ClusterIP", "clusterIP": "", "externalIPs": ["192.0.2.7"], "ports": ports}),
+        ] {
+            let service = service(json!({"metadata": {"name": "a"}, "spec": spec})).unwrap();
+            assert_eq!(
+                service,
+                Service { namespace: "default".into(), name: "a".into(), ..Service::default() }
+            );
+        }
+    }
+
+    #[test]
+    fn a_slice_lists_every_address_whatever_its_condition() {
+        let slice = |value: serde_json::Value| {
+            EndpointSlice::try_from(serde_json::from_value::<discovery::EndpointSlice>(value).unwrap())
+        };
+        let full = slice(json!({
+            "metadata": {"name": "web-x", "namespace": "shop", "labels": {SERVICE_NAME: "web"}}, "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "any"}, {"port": 53, "protocol": "UDP"}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": false, "terminating": true}},
+                {"addresses": ["10.0.0.2", "10.0.0.3"]}]}));
+        let expected = EndpointSlice {
+            namespace: "shop".into(),
+            name: "web-x".into(),
+            service: "web".into(),
+            ports: vec![
+                EndpointPort { name: "http".into(), protocol: 6, port: 8080 },
+                EndpointPort { name: String::new(), protocol: 17, port: 53 },
+            ],
+            addresses: addresses(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+        };
+        assert_eq!(full, Ok(expected));
+        let names = slice(json!({"metadata": {"name": "n"}, "addressType": "FQDN",
+            "endpoints": [{"addresses": ["a.example"]}]}));
+        assert!(names.unwrap().addresses.is_empty());
+        let bad = slice(json!({"metadata": {"name": "n"}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0"]}]}));
+        assert_eq!(bad.unwrap_err().field(), "endpoints[1].addresses[0]");
+    }
+
+    #[test]
+    fn a_field_of_a_service_that_cannot_be_read_is_named() {
+        for (spec, field) in [
+            (json!({"clusterIP": "10.96"}), "spec.clusterIP"),
+            (json!({"clusterIPs": ["10.96.0.1", "x"]}), "spec.clusterIPs[1]"),
+            (json!({"clusterIP": "10.96.0.1", "externalIPs": ["x"]}), "spec.externalIPs[0]"),
+            (json!({"clusterIP": "10.96.0.1", "ports": [{"port": 0}]}), "spec.ports[0].port"),
+            (
+                json!({"clusterIP": "10.96.0.1", "ports": [{"port": 1, "nodePort": -1}]}),
+                "spec.ports[0].nodePort",
+            ),
+            (
+                json!({"clusterIP": "10.96.0.1", "ports": [{"port": 1, "targetPort": 65536}]}),
+                "spec.ports[0].targetPort",
+            ),
+            (
+                json!({"clusterIP": "10.96.0.1", "ports": [{"port": 1, "protocol": "GRE"}]}),
+                "spec.ports[0].protocol",
+            ),
+        ] {
+            let error = service(json!({"metadata": {"name": "a"}, "spec": spec})).unwrap_err();
+            assert_eq!(error.field(), field);
+        }
+        let range = json!({"metadata": {"name": "k"}, "spec": {"cidrs": ["10.96.0.0/12", "fd00::/108"]}});
+        let range =
+            ServiceCidr::try_from(serde_json::from_value::<networking::ServiceCIDR>(range).unwrap()).unwrap();
+        assert_eq!(range.cidrs, ["10.96.0.0/12", "fd00::/108"].map(|cidr| cidr.parse::<IpNet>().unwrap()));
+        let range = json!({"metadata": {"name": "k"}, "spec": {"cidrs": ["10.96.0.0"]}});
+        let range = ServiceCidr::try_from(serde_json::from_value::<networking::ServiceCIDR>(range).unwrap());
+        assert_eq!(range.unwrap_err().field(), "spec.cidrs[0]");
     }
 }

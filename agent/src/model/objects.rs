@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 
+use super::cluster_config::ClusterConfig;
 use crate::api::IdentityPolicySpec;
 
 /// Labels of an object.
@@ -22,10 +23,18 @@ pub enum ObjectKind {
     ServiceAccount,
     /// `v1` Node.
     Node,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` `EndpointSlice`.
+    EndpointSlice,
+    /// `networking.k8s.io/v1` `ServiceCIDR`.
+    ServiceCidr,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
     /// `portcullis.dev/v1alpha1` IdentityPolicy.
     IdentityPolicy,
+    /// `v1` ConfigMap named [`ClusterConfig::NAME`].
+    ClusterConfig,
 }
 
 /// What names an object: kind, namespace (empty for cluster-scoped kinds) and name.
@@ -50,14 +59,23 @@ pub enum Object {
     ServiceAccount(ServiceAccount),
     /// A node.
     Node(Node),
+    /// A service.
+    Service(Service),
+    /// Endpoints of a service.
+    EndpointSlice(EndpointSlice),
+    /// A range of cluster addresses of services.
+    ServiceCidr(ServiceCidr),
     /// A network policy.
     NetworkPolicy(NetworkPolicy),
     /// An identity policy.
     IdentityPolicy(IdentityPolicy),
+    /// What holds for the whole cluster.
+    ClusterConfig(ClusterConfig),
 }
 
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of the API of its own")]
 pub struct Pod {
     /// Namespace.
     pub namespace: String,
@@ -75,6 +93,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Phase `Succeeded` or `Failed`: the addresses in its status may belong to another pod by now.
     pub finished: bool,
+    /// Phase `Running`, not being deleted, and its sandbox is there: so its interface must be, too.
+    pub running: bool,
     /// `status.podIPs`, or `status.podIP`.
     pub addresses: Vec<IpAddr>,
     /// Seconds since the epoch at which its sandbox started: `lastTransitionTime` of condition
@@ -83,6 +103,11 @@ pub struct Pod {
     pub sandbox_started: i64,
     /// Named ports of containers and restartable init containers: name, IANA protocol number, port.
     pub named_ports: Vec<(String, u8, u16)>,
+    /// It looks like an agent of ours that is ready: label `app.kubernetes.io/name: portcullis`, condition `Ready`. It
+    /// is one if it is in our namespace too ([`Settings::namespace`](super::Settings)). Never set for other pods, so that
+    /// their readiness
+    /// changes nothing here.
+    pub judges: bool,
 }
 
 /// A namespace.
@@ -118,6 +143,82 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
 }
 
+/// A service, as far as it has addresses of its own: headless ones and those of type `ExternalName` keep nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Service {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `spec.clusterIPs`, or `spec.clusterIP`.
+    pub cluster_addresses: Vec<IpAddr>,
+    /// `spec.externalIPs`, and the load balancer's addresses unless their `ipMode` is `Proxy`.
+    pub external_addresses: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// `spec.selector`. Only the manifests source uses it, for services that no `EndpointSlice` belongs to.
+    pub selector: Labels,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePort {
+    /// Name, empty where there is none.
+    pub name: String,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The port of the service's addresses.
+    pub port: u16,
+    /// The port of every node's addresses.
+    pub node_port: Option<u16>,
+    /// The port of the endpoints. Only the manifests source uses it.
+    pub target: TargetPort,
+}
+
+/// The port of the endpoints of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The same for all of them.
+    Number(u16),
+    /// The port that each of them has given that name.
+    Name(String),
+}
+
+/// Endpoints of a service. Whether they are ready plays no part.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointSlice {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// The service, from the label `kubernetes.io/service-name`; empty where there is none.
+    pub service: String,
+    /// The ports of all addresses.
+    pub ports: Vec<EndpointPort>,
+    /// Every address that is listed.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A port of an endpoint slice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// Name, the same as that of the service's port; empty where there is none.
+    pub name: String,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
+}
+
+/// A range from which services get their cluster addresses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceCidr {
+    /// Name.
+    pub name: String,
+    /// `spec.cidrs`.
+    pub cidrs: Vec<IpNet>,
+}
+
 /// A NetworkPolicy.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NetworkPolicy {
@@ -138,6 +239,8 @@ pub struct IdentityPolicy {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// `metadata.generation`: which state of the specification this is; `0` where nothing counts them.
+    pub generation: i64,
     /// The specification.
     pub spec: IdentityPolicySpec,
 }
@@ -150,8 +253,12 @@ impl Object {
             Self::Namespace(o) => (ObjectKind::Namespace, "", &o.name),
             Self::ServiceAccount(o) => (ObjectKind::ServiceAccount, o.namespace.as_str(), &o.name),
             Self::Node(o) => (ObjectKind::Node, "", &o.name),
+            Self::Service(o) => (ObjectKind::Service, o.namespace.as_str(), &o.name),
+            Self::EndpointSlice(o) => (ObjectKind::EndpointSlice, o.namespace.as_str(), &o.name),
+            Self::ServiceCidr(o) => (ObjectKind::ServiceCidr, "", &o.name),
             Self::NetworkPolicy(o) => (ObjectKind::NetworkPolicy, o.namespace.as_str(), &o.name),
             Self::IdentityPolicy(o) => (ObjectKind::IdentityPolicy, o.namespace.as_str(), &o.name),
+            Self::ClusterConfig(o) => (ObjectKind::ClusterConfig, o.namespace.as_str(), &o.name),
         };
         ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() }
     }

@@ -18,7 +18,7 @@ use super::ir::{Policy, Report, parse_mode};
 use super::linked::Linked;
 use super::population::{Holder, Population};
 use super::subjects::{RowWriter, SubjectClass};
-use super::{identity_policy, network_policy};
+use super::{cluster_config, identity_policy, network_policy};
 use crate::api::MODE_KEY;
 use crate::identity::Numbers;
 use crate::model::World;
@@ -30,6 +30,7 @@ use crate::model::World;
 pub fn compile(world: &World, numbers: &mut Numbers) -> Desired {
     numbers.begin();
     let mut desired = Desired::default();
+    cluster_config::report(world, &mut desired.problems);
     let modes = namespace_modes(world, &mut desired.problems);
     let linked = Linked::new(policies_in_force(world, &modes, &mut desired.problems));
     let population = Population::new(world, &linked);

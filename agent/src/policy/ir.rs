@@ -266,10 +266,7 @@ impl<'a> Report<'a> {
 /// What is not understood is `Enforce`, and reported: nothing becomes lenient by a typing mistake.
 pub fn parse_mode(text: Option<&str>, field: &str, report: &mut Report<'_>) -> Mode {
     let Some(text) = text else { return Mode::Enforce };
-    let known = [Mode::Enforce, Mode::Audit, Mode::Off]
-        .into_iter()
-        .find(|mode| text.eq_ignore_ascii_case(mode.name()));
-    known.unwrap_or_else(|| {
+    Mode::from_name(text).unwrap_or_else(|| {
         report.add(field, format_args!("{text:?} is no mode"), "it is enforced; write enforce, audit or off");
         Mode::Enforce
     })

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod classes;
+mod cluster_config;
 mod compile;
 mod desired;
 mod host_maps;

@@ -4,11 +4,42 @@
 //! a batch is one change of the source and is applied as a whole; `Synced` is sent once, after everything that was
 //! listed; and what a source cannot read it reports as a problem, while the last state that it could read stays.
 
+pub mod kubernetes;
 pub mod manifests;
+mod typed;
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::model::{Object, ObjectKey};
+use kubernetes::KubernetesSource;
+use manifests::ManifestsSource;
+
+/// A source that runs. It ends when it is dropped.
+#[derive(Debug)]
+pub enum Source {
+    /// A folder, by its name.
+    Manifests(String, ManifestsSource),
+    /// An API server.
+    Kubernetes(KubernetesSource),
+}
+
+impl Source {
+    /// What people know it by.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Manifests(folder, _) => format!("manifests {folder}"),
+            Self::Kubernetes(source) => format!("API server {}", source.server()),
+        }
+    }
+
+    /// While nothing is heard of it that should be: since when.
+    pub fn silent_since(&self) -> Option<SystemTime> {
+        match self {
+            Self::Manifests(..) => None,
+            Self::Kubernetes(source) => source.watch().silent_since(),
+        }
+    }
+}
 
 /// One change of a source. The consumer applies every event of it before anybody sees the result.
 #[derive(Clone, Debug)]

@@ -220,9 +220,11 @@ impl Rng {
                 node: if self.chance(80) { "here".into() } else { String::new() },
                 host_network,
                 finished: !host_network && self.chance(10),
+                running: true,
                 addresses,
                 sandbox_started: i64::from(i),
                 named_ports,
+                judges: false,
             }));
         }
         for i in 0..=self.below(4) {

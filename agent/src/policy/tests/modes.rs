@@ -118,3 +118,44 @@ fn the_mode_is_that_of_the_subjects_namespace_not_of_the_peers() {
     assert_eq!(compiled.verdict("db", Ingress, "10.0.1.1", "tcp/81"), Deny);
     assert_eq!(compiled.verdict("far", Ingress, WEB, "tcp/81"), Allow);
 }
+
+#[test]
+fn what_is_wrong_with_the_clusters_config_map_is_reported_with_what_holds() {
+    use portcullis_common::abi::Mode;
+
+    use crate::model::{ClusterConfig, ModeSetting, Object};
+    let mut cluster = shop();
+    let unreadable = |before| ModeSetting::Unreadable { text: "adit".to_owned(), before };
+    let config = |namespace: &str, mode, keys: &[&str]| {
+        Object::ClusterConfig(ClusterConfig {
+            namespace: namespace.to_owned(),
+            name: ClusterConfig::NAME.to_owned(),
+            mode,
+            unknown_keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        })
+    };
+    cluster.0.apply(config("portcullis-system", unreadable(Some(Mode::Audit)), &["moed"]));
+    cluster.0.apply(config("default", ModeSetting::Unset, &[]));
+    let problems: Vec<String> = cluster
+        .compile()
+        .desired
+        .problems
+        .into_iter()
+        .map(|p| format!("{} {}: {}", p.object, p.field, p.message))
+        .collect();
+    assert_eq!(
+        problems,
+        [
+            "ConfigMap default/portcullis metadata.namespace: it is not in the namespace of Portcullis, \
+             `portcullis-system`: it decides nothing; move it there, or give the agent the right --namespace",
+            "ConfigMap portcullis-system/portcullis data.mode: \"adit\" is no mode: what was set before, audit, stays in \
+             force; write Enforce, Audit or Disabled",
+            "ConfigMap portcullis-system/portcullis data[moed]: this key is not known: it decides nothing; correct it or \
+             remove it (known: mode)",
+        ]
+    );
+    cluster.0.delete(&config("portcullis-system", ModeSetting::Unset, &[]).key(), None);
+    cluster.0.apply(config("portcullis-system", unreadable(None), &[]));
+    let problems = cluster.compile().desired.problems;
+    assert!(problems.iter().any(|p| p.message.contains("the agent's flag decides, enforce")), "{problems:?}");
+}

@@ -7,13 +7,16 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::document::{self, Document, Node, Step, SyntaxError};
+use super::document::{self, Document, Node, SyntaxError};
 use crate::api;
 use crate::model::{self, ConvertError, Object, ObjectKey, ObjectKind};
+use crate::sources::typed::Strictness::{Lenient, Strict};
+use crate::sources::typed::{Mistake, Step, Strictness, convert_mistake, show_path, typed};
 
 /// What a file says.
 #[derive(Debug, Default)]
@@ -68,7 +71,18 @@ pub(super) fn decode(text: &str, is_json: bool) -> Result<Decoded, Vec<DocumentE
 }
 
 /// The kinds that are read, whose typed lists (`PodList`) are read as well.
-const KINDS: [&str; 6] = ["Pod", "Namespace", "ServiceAccount", "Node", "NetworkPolicy", "IdentityPolicy"];
+const KINDS: [&str; 10] = [
+    "Pod",
+    "Namespace",
+    "ServiceAccount",
+    "Node",
+    "Service",
+    "EndpointSlice",
+    "ServiceCIDR",
+    "NetworkPolicy",
+    "IdentityPolicy",
+    "ConfigMap",
+];
 
 #[derive(Default)]
 struct Decoder {
@@ -86,18 +100,6 @@ struct Item<'a> {
     path: &'a [Step],
     /// What the items of a typed list (`PodList`) are, as they need not say so themselves.
     inherited: Option<(&'a str, &'a str)>,
-}
-
-/// What is wrong with an item: the way to the field from the item's top, and a text.
-struct Mistake {
-    path: Vec<Step>,
-    message: String,
-}
-
-impl Mistake {
-    fn at(path: &str, message: impl Into<String>) -> Self {
-        Self { path: parse_path(path), message: message.into() }
-    }
 }
 
 impl Decoder {
@@ -139,6 +141,17 @@ impl Decoder {
                 self.add::<core::ServiceAccount, model::ServiceAccount>(item, Lenient)
             }
             ("v1", "Node") => self.add::<core::Node, model::Node>(item, Lenient),
+            ("v1", "Service") => self.add::<core::Service, model::Service>(item, Lenient),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.add::<discovery::EndpointSlice, model::EndpointSlice>(item, Lenient)
+            }
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                self.add::<networking::ServiceCIDR, model::ServiceCidr>(item, Lenient)
+            }
+            // Others are configuration of somebody else.
+            ("v1", "ConfigMap") if name_of(item.node) == Some(model::ClusterConfig::NAME) => {
+                self.add::<core::ConfigMap, model::ClusterConfig>(item, Lenient)
+            }
             ("networking.k8s.io/v1", "NetworkPolicy") => {
                 self.add::<networking::NetworkPolicy, model::NetworkPolicy>(item, Strict)
             }
@@ -209,7 +222,7 @@ impl Decoder {
             fields.entry("apiVersion").or_insert_with(|| api_version.into());
             fields.entry("kind").or_insert_with(|| kind.into());
         }
-        let object = typed::<Api>(value, strictness)?;
+        let object = typed::<Api>(&value, strictness)?;
         let object: Object = Trimmed::try_from(object).map_err(|error| vec![convert_mistake(&error)])?.into();
         let key = object.key();
         if !self.keys.insert(key.clone()) {
@@ -229,79 +242,6 @@ impl Decoder {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Strictness {
-    /// Fields that are not known are passed over.
-    Lenient,
-    /// Fields that are not known are mistakes.
-    Strict,
-}
-use Strictness::{Lenient, Strict};
-
-fn typed<T: DeserializeOwned>(value: Value, strictness: Strictness) -> Result<T, Vec<Mistake>> {
-    let mut track = serde_path_to_error::Track::new();
-    let mut unknown = Vec::new();
-    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
-    let result = serde_ignored::deserialize(deserializer, |path| {
-        let path = ignored_steps(&path);
-        if strictness == Strict && !is_about_the_object(&path) {
-            unknown.push(path);
-        }
-    });
-    let object = result.map_err(|error: serde_json::Error| {
-        let path = track.path().iter().filter_map(step_of).collect();
-        vec![Mistake { path, message: format!("{error}; correct it") }]
-    })?;
-    if unknown.is_empty() {
-        return Ok(object);
-    }
-    let mistake = |path: Vec<Step>| Mistake {
-        path,
-        message:
-            "unknown field; a policy is not used without a part that is not understood: correct the name or \
-                  remove the field"
-                .to_owned(),
-    };
-    Err(unknown.into_iter().map(mistake).collect())
-}
-
-/// Fields that do not specify anything: the type, which is known by now, and the status, which is what others found out
-/// about the object and may be newer than we are.
-fn is_about_the_object(path: &[Step]) -> bool {
-    matches!(path.first(), Some(Step::Key(key)) if matches!(key.as_str(), "apiVersion" | "kind" | "status"))
-}
-
-fn step_of(segment: &serde_path_to_error::Segment) -> Option<Step> {
-    match segment {
-        serde_path_to_error::Segment::Seq { index } => Some(Step::Index(*index)),
-        serde_path_to_error::Segment::Map { key } => Some(Step::Key(key.clone())),
-        serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
-    }
-}
-
-fn ignored_steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
-    use serde_ignored::Path;
-    let (parent, step) = match path {
-        Path::Root => return Vec::new(),
-        Path::Seq { parent, index } => (parent, Some(Step::Index(*index))),
-        Path::Map { parent, key } => (parent, Some(Step::Key(key.clone()))),
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-            (parent, None)
-        }
-    };
-    let mut steps = ignored_steps(parent);
-    steps.extend(step);
-    steps
-}
-
-fn convert_mistake(error: &ConvertError) -> Mistake {
-    let message = match error {
-        ConvertError::Missing { .. } => "is missing; add it".to_owned(),
-        ConvertError::Invalid { value, expected, .. } => format!("`{value}` is not {expected}; correct it"),
-    };
-    Mistake::at(error.field(), message)
-}
-
 /// apiVersion and kind.
 fn type_of<'a>(item: Item<'a>) -> Result<(&'a str, &'a str), Mistake> {
     let read = |field: &str, inherited: Option<&'a str>| match item.node.get(field) {
@@ -315,6 +255,10 @@ fn type_of<'a>(item: Item<'a>) -> Result<(&'a str, &'a str), Mistake> {
     };
     let kind = read("kind", item.inherited.map(|(_, kind)| kind))?;
     Ok((read("apiVersion", item.inherited.map(|(version, _)| version))?, kind))
+}
+
+fn name_of(node: &Node) -> Option<&str> {
+    node.get("metadata")?.get("name")?.as_str()
 }
 
 /// `shop/db`, or as much of it as the object says.
@@ -339,34 +283,15 @@ pub(super) fn show_key(key: &ObjectKey) -> String {
         ObjectKind::Namespace => "Namespace",
         ObjectKind::ServiceAccount => "ServiceAccount",
         ObjectKind::Node => "Node",
+        ObjectKind::Service => "Service",
+        ObjectKind::EndpointSlice => "EndpointSlice",
+        ObjectKind::ServiceCidr => "ServiceCIDR",
         ObjectKind::NetworkPolicy => "NetworkPolicy",
         ObjectKind::IdentityPolicy => "IdentityPolicy",
+        ObjectKind::ClusterConfig => "ConfigMap",
     };
     let slash = if key.namespace.is_empty() { "" } else { "/" };
     format!("{kind} {}{slash}{}", key.namespace, key.name)
-}
-
-/// `spec.podIPs[0].ip`.
-fn show_path(path: &[Step]) -> String {
-    let mut text = String::new();
-    for step in path {
-        match step {
-            Step::Index(index) => text.extend(["[", &index.to_string(), "]"]),
-            Step::Key(key) => {
-                if !text.is_empty() {
-                    text.push('.');
-                }
-                text += key;
-            }
-        }
-    }
-    text
-}
-
-/// The opposite of [`show_path`], for paths of our own making.
-fn parse_path(path: &str) -> Vec<Step> {
-    let parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
-    parts.map(|part| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Index)).collect()
 }
 
 #[cfg(test)]

@@ -33,6 +33,20 @@ apiVersion: v1
 kind: Node
 metadata: {name: n1}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.1]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: p, namespace: shop}
@@ -43,16 +57,39 @@ kind: IdentityPolicy
 metadata: {name: p, namespace: shop}
 spec: {subject: {}}
 status: {conditions: [{type: Accepted}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: portcullis, namespace: portcullis-system}
+data: {mode: Audit}
 ";
     let expected = [
         "Pod shop/a",
         "Namespace shop",
         "ServiceAccount default/db",
         "Node n1",
+        "Service shop/web",
+        "EndpointSlice shop/web-1",
+        "ServiceCIDR kubernetes",
         "NetworkPolicy shop/p",
         "IdentityPolicy shop/p",
+        "ConfigMap portcullis-system/portcullis",
     ];
     assert_eq!(keys(text), expected);
+}
+
+#[test]
+fn configuration_of_others_is_ignored() {
+    let text = "\
+apiVersion: v1
+kind: ConfigMapList
+items:
+- metadata: {name: coredns, namespace: kube-system}
+  data: {Corefile: x}
+- metadata: {name: portcullis, namespace: portcullis-system}
+";
+    assert_eq!(keys(text), ["ConfigMap portcullis-system/portcullis"]);
+    assert_eq!(decode(text, false).unwrap().ignored, ["v1 ConfigMap kube-system/coredns"]);
 }
 
 #[test]

@@ -7,6 +7,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
+use crate::sources::typed::Step;
+
 /// A document of a file that is not empty.
 #[derive(Debug)]
 pub(super) struct Document {
@@ -35,15 +37,6 @@ enum Content {
 struct Key {
     line: u64,
     text: String,
-}
-
-/// A step of the way to a field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Into a mapping.
-    Key(String),
-    /// Into a sequence.
-    Index(usize),
 }
 
 /// Text that is not YAML or JSON.
