@@ -118,6 +118,26 @@ impl ApiServer {
         run(self.kubectl(&binaries::find("kubectl")?).args(args))
     }
 
+    /// Whether the account of the agent may do something; a subresource is `kind/status`, a name `kind/name`.
+    ///
+    /// # Errors
+    /// If the server cannot be asked.
+    pub fn may(&self, verb: &str, resource: &str, namespace: &str) -> Result<bool> {
+        let mut command = self.kubectl(&binaries::find("kubectl")?);
+        command.args(["auth", "can-i", verb, "--namespace", namespace, "--quiet"]);
+        command.arg("--as=system:serviceaccount:portcullis-system:portcullis");
+        match resource.strip_suffix("/status") {
+            Some(resource) => command.args([resource, "--subresource=status"]),
+            None => command.arg(resource),
+        };
+        let output = command.output().context("starting kubectl")?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(1) if !String::from_utf8_lossy(&output.stderr).contains("rror") => Ok(false),
+            _ => bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+
     /// Applies manifests.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
 use portcullis_tests::apiserver::ApiServer;
 use portcullis_tests::{deploy, eventually, privileged_test};
 use serde_json::Value;
@@ -94,6 +95,39 @@ const TAKEN: &[&str] = &[
         {key: d, operator: Exists}]}}}, ingress: {}}",
 ];
 
+const READ: &[&str] = &["get", "list", "watch"];
+
+/// What the agent's account may do: verbs, resource (with a name, where it is limited to one), namespace.
+const ALLOWED: &[(&[&str], &str, &str)] = &[
+    (READ, "pods", "default"),
+    (READ, "namespaces", "default"),
+    (READ, "serviceaccounts", "default"),
+    (READ, "nodes", "default"),
+    (READ, "services", "default"),
+    (READ, "endpointslices.discovery.k8s.io", "default"),
+    (READ, "servicecidrs.networking.k8s.io", "default"),
+    (READ, "networkpolicies.networking.k8s.io", "default"),
+    (READ, "identitypolicies.portcullis.dev", "default"),
+    (&["patch", "update"], "identitypolicies.portcullis.dev/status", "default"),
+    (READ, "configmaps/portcullis", "portcullis-system"),
+    (&["get", "update", "patch"], "leases.coordination.k8s.io/portcullis", "portcullis-system"),
+    (&["create"], "leases.coordination.k8s.io", "portcullis-system"),
+];
+
+/// Some of what it may not.
+const FORBIDDEN: &[(&str, &str, &str)] = &[
+    ("get", "secrets", "portcullis-system"),
+    ("list", "configmaps", "portcullis-system"),
+    ("update", "configmaps/portcullis", "portcullis-system"),
+    ("get", "configmaps/portcullis", "default"),
+    ("update", "leases.coordination.k8s.io/other", "portcullis-system"),
+    ("create", "leases.coordination.k8s.io", "kube-system"),
+    ("update", "identitypolicies.portcullis.dev", "default"),
+    ("patch", "pods", "default"),
+    ("create", "pods", "portcullis-system"),
+    ("patch", "nodes", "default"),
+];
+
 fn policy(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: portcullis.dev/v1alpha1\nkind: IdentityPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
@@ -164,6 +198,22 @@ fn a_real_api_server_takes_what_we_show_and_refuses_what_means_nothing() -> anyh
         portcullis::api::definitions()?.iter().for_each(|definition| messages(definition, &mut rules));
         let untried: Vec<&String> = rules.iter().filter(|message| !said.contains(message.as_str())).collect();
         assert!(untried.is_empty(), "no case above is refused with {untried:#?}");
+
+        // What the agent may do, and what not.
+        for (verbs, resource, namespace) in ALLOWED {
+            for verb in *verbs {
+                ensure!(
+                    server.may(verb, resource, namespace)?,
+                    "the agent must be able to {verb} {resource}"
+                );
+            }
+        }
+        for (verb, resource, namespace) in FORBIDDEN {
+            ensure!(
+                !server.may(verb, resource, namespace)?,
+                "the agent may {verb} {resource} in {namespace}"
+            );
+        }
 
         // What people see, and what the agent writes.
         let condition = r#"{"status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Understood",

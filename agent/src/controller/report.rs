@@ -11,8 +11,8 @@ use crate::datapath::HookState;
 use crate::model::{IdentityPolicy, World};
 use crate::policy::summarize;
 use crate::sources::Source;
-use crate::status_writer::{Verdict, Verdicts};
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
+use crate::status_writer::{Verdict, Verdicts};
 
 /// Seconds since the epoch.
 fn seconds(time: SystemTime) -> u64 {
@@ -103,7 +103,13 @@ pub fn verdicts(owner: &Owner) -> Verdicts {
         let object = format!("IdentityPolicy {}/{}", policy.namespace, policy.name);
         Verdict { generation: policy.generation, problems: problems.remove(&object).unwrap_or_default() }
     };
-    owner.world.identity_policies.keys().cloned().zip(owner.world.identity_policies.values().map(verdict)).collect()
+    owner
+        .world
+        .identity_policies
+        .keys()
+        .cloned()
+        .zip(owner.world.identity_policies.values().map(verdict))
+        .collect()
 }
 
 /// Where the mode comes from.
