@@ -31,6 +31,7 @@ pub mod temp;
 pub mod traffic;
 
 pub use agent::{Agent, AgentBuilder};
+pub use apiserver::ApiServer;
 pub use cluster::Cluster;
 pub use manifests::{Manifests, PodObject};
 pub use netns::Namespace;

@@ -82,6 +82,7 @@ pub fn state(owner: &Owner, source: &Source) -> State {
             .collect(),
         problems,
         errors: owner.errors.clone(),
+        ..State::default()
     }
 }
 
@@ -99,17 +100,11 @@ pub fn verdicts(owner: &Owner) -> Verdicts {
     for problem in &owner.problems {
         problems.entry(problem.place.clone()).or_default().push(problem.message.clone());
     }
-    let verdict = |policy: &IdentityPolicy| {
+    let mut verdict = |policy: &IdentityPolicy| {
         let object = format!("IdentityPolicy {}/{}", policy.namespace, policy.name);
         Verdict { generation: policy.generation, problems: problems.remove(&object).unwrap_or_default() }
     };
-    owner
-        .world
-        .identity_policies
-        .keys()
-        .cloned()
-        .zip(owner.world.identity_policies.values().map(verdict))
-        .collect()
+    owner.world.identity_policies.iter().map(|(key, policy)| (key.clone(), verdict(policy))).collect()
 }
 
 /// Where the mode comes from.
