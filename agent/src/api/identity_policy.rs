@@ -128,7 +128,7 @@ pub struct IngressSection {
     pub isolate: Option<bool>,
     /// The rules; a Deny wins over an Accept.
     #[serde(default)]
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = 64))]
     pub rules: Vec<IngressRule>,
 }
 
@@ -151,7 +151,7 @@ pub struct EgressSection {
     pub isolate: Option<bool>,
     /// The rules; a Deny wins over an Accept.
     #[serde(default)]
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = 64))]
     pub rules: Vec<EgressRule>,
 }
 
@@ -181,11 +181,11 @@ pub struct IngressRule {
     /// What happens to what matches.
     pub action: Action,
     /// Who: at least one peer.
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = 64))]
     pub from: Vec<Peer>,
     /// Which protocols and destination ports; absent: every one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = 64))]
     pub protocols: Option<Vec<ProtocolMatch>>,
 }
 
@@ -214,11 +214,11 @@ pub struct EgressRule {
     /// What happens to what matches.
     pub action: Action,
     /// Whom: at least one peer.
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = 64))]
     pub to: Vec<Peer>,
     /// Which protocols and destination ports; absent: every one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 100))]
+    #[schemars(length(max = 64))]
     pub protocols: Option<Vec<ProtocolMatch>>,
 }
 
@@ -313,7 +313,7 @@ pub struct PeerPods {
 ))]
 #[x_kube(validation = (
     "!has(self.except) || !isCIDR(self.cidr) || self.except.all(range, !isCIDR(range) || \
-     (cidr(self.cidr).containsCIDR(range) && cidr(range).prefixLength() > cidr(self.cidr).prefixLength()))",
+     (range != self.cidr && cidr(self.cidr).containsCIDR(range)))",
     "each range of `except` must be a smaller part of `cidr`: what is not in it needs no exception"
 ))]
 pub struct IpBlock {
@@ -322,7 +322,7 @@ pub struct IpBlock {
     pub cidr: String,
     /// Ranges within it that do not belong to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 50), inner(length(max = 43)))]
+    #[schemars(length(max = 25), inner(length(max = 43)))]
     pub except: Option<Vec<String>>,
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::cli::AgentArgs;
+use crate::cni::CniCache;
 use crate::datapath::{Datapath, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
@@ -69,20 +70,8 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(run_dir).with_context(|| {
         format!("cannot create {}; name another folder with --run-dir", run_dir.display())
     })?;
-    let mut datapath = Datapath::open(Options {
-        bpffs: args.paths.bpffs.clone(),
-        attach: args.attach,
-        sizes: args.sizes,
-        sample: args.sample,
-        event_rate: args.event_rate,
-    })?;
+    let mut datapath = open_datapath(args)?;
     let first_start = !datapath.adopted();
-    info!(
-        tcx = datapath.uses_tcx(),
-        first_start,
-        bpffs = %args.paths.bpffs.display(),
-        "programs loaded; what is pinned stays in force until everything has been listed"
-    );
 
     let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
     let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED, COVERED]);
@@ -115,6 +104,8 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let source = start_source(args, connection, &metrics, sender)?;
     let mut watcher = endpoints::Watcher::spawn(endpoints::Options::default())?;
     let mut links = watcher.snapshots();
+    let cni = CniCache::start(&args.cni_cache)?;
+    let mut cached = cni.entries();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
@@ -148,6 +139,11 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
                     return Err(watcher.stopped().await).context("cannot follow the interfaces any more");
                 }
                 owner.look(links.borrow_and_update().clone());
+                cni.look();
+            }
+            result = cached.changed() => {
+                result.context("the thread of the CNI cache ended")?;
+                owner.take_cache(cached.borrow_and_update().clone());
             }
             _ = housekeeping.tick() => changed = agent.keep_house(&mut owner),
             _ = terminate.recv() => break,
@@ -164,6 +160,23 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     drop(agent);
     reader.abort();
     Ok(())
+}
+
+fn open_datapath(args: &AgentArgs) -> anyhow::Result<Datapath> {
+    let datapath = Datapath::open(Options {
+        bpffs: args.paths.bpffs.clone(),
+        attach: args.attach,
+        sizes: args.sizes,
+        sample: args.sample,
+        event_rate: args.event_rate,
+    })?;
+    info!(
+        tcx = datapath.uses_tcx(),
+        first_start = !datapath.adopted(),
+        bpffs = %args.paths.bpffs.display(),
+        "programs loaded; what is pinned stays in force until everything has been listed"
+    );
+    Ok(datapath)
 }
 
 /// Starts the source that the flags name. `connection`: to the API server, if it is that.
