@@ -3,6 +3,7 @@
 
 mod expand;
 mod judge;
+mod live;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 pub use expand::Expanded;
 pub use judge::Judge;
+pub use live::{Live, add_hosts};
 pub use table::{End, Expect, Host, Line, Place, Port, Protocol, Table};
 
 /// The cluster's DNS, which clusters have and examples do not bring along: a server in its place.

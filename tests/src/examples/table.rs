@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+pub use crate::cluster_probe::Protocol;
+
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,34 +120,6 @@ pub struct Port {
     pub protocol: Protocol,
     /// Its number.
     pub number: u16,
-}
-
-/// A transport protocol that can be tried with a plain socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl Protocol {
-    /// As Kubernetes writes it.
-    pub const fn upper(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
 }
 
 impl fmt::Display for Port {
