@@ -33,11 +33,14 @@ fn bits(names: &[String]) -> Result<u64> {
 /// A program that becomes the agent with these capabilities, on a root file system that is read-only but for the
 /// folder of temporary files, where the test's own are.
 fn confined(folder: &TempDir, capabilities: &[String]) -> Result<PathBuf> {
-    let set: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    let set = ["-all".to_owned()]
+        .into_iter()
+        .chain(capabilities.iter().map(|name| format!("+{}", name.to_lowercase())));
+    let set = set.collect::<Vec<_>>().join(",");
     let script = format!(
         "#!/bin/sh\nexec unshare --mount --propagation private sh -c '\n\
          mount --bind {tmp} {tmp} && mount -o remount,bind,ro / &&\n\
-         exec setpriv --bounding-set=-all{set} --no-new-privs -- {agent} \"$@\"' sh \"$@\"\n",
+         exec setpriv --bounding-set={set} --no-new-privs -- {agent} \"$@\"' sh \"$@\"\n",
         tmp = std::env::temp_dir().display(),
         agent = binary()?.display(),
     );
