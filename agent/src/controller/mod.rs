@@ -69,21 +69,8 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(run_dir).with_context(|| {
         format!("cannot create {}; name another folder with --run-dir", run_dir.display())
     })?;
-    let mut datapath = Datapath::open(Options {
-        bpffs: args.paths.bpffs.clone(),
-        attach: args.attach,
-        sizes: args.sizes,
-        sample: args.sample,
-        event_rate: args.event_rate,
-    })?;
+    let mut datapath = open_datapath(args)?;
     let first_start = !datapath.adopted();
-    info!(
-        tcx = datapath.uses_tcx(),
-        first_start,
-        bpffs = %args.paths.bpffs.display(),
-        "programs loaded; what is pinned stays in force until everything has been listed"
-    );
-
     let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
     let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED, COVERED]);
     serve(args.metrics_address, metrics.clone(), readiness.clone())?;
@@ -164,6 +151,24 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     drop(agent);
     reader.abort();
     Ok(())
+}
+
+/// Loads the programs, and adopts what an earlier agent has pinned.
+fn open_datapath(args: &AgentArgs) -> anyhow::Result<Datapath> {
+    let datapath = Datapath::open(Options {
+        bpffs: args.paths.bpffs.clone(),
+        attach: args.attach,
+        sizes: args.sizes,
+        sample: args.sample,
+        event_rate: args.event_rate,
+    })?;
+    info!(
+        tcx = datapath.uses_tcx(),
+        first_start = !datapath.adopted(),
+        bpffs = %args.paths.bpffs.display(),
+        "programs loaded; what is pinned stays in force until everything has been listed"
+    );
+    Ok(datapath)
 }
 
 /// Starts the source that the flags name. `connection`: to the API server, if it is that.

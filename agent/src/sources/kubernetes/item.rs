@@ -63,7 +63,7 @@ pub(super) struct Id {
 
 impl<K> fmt::Debug for Item<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Item").field("id", &self.id()).field("decoded", &self.decoded).finish()
+        f.debug_struct("Item").field("id", &self.id()).field("decoded", &self.decoded).finish_non_exhaustive()
     }
 }
 
