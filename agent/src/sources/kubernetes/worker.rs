@@ -71,7 +71,7 @@ impl Worker {
             lists: 0,
             errors: 0,
         });
-        Self {
+        let worker = Self {
             kinds: kinds.collect(),
             server,
             node_name,
@@ -80,7 +80,10 @@ impl Worker {
             publish,
             problems: Vec::new(),
             synced: false,
-        }
+        };
+        // So that a kind of which nothing was heard yet is seen, too.
+        worker.publish.send_replace(worker.status());
+        worker
     }
 
     /// Works until nobody listens.
