@@ -128,8 +128,12 @@ impl Mode {
         }
     }
 
-    /// The mode with this name, in any case.
+    /// The mode with this name, in any case. `disabled` is `off`, for people and readers of YAML: there the bare word
+    /// `off` is a boolean.
     pub fn from_name(name: &str) -> Option<Self> {
+        if name.eq_ignore_ascii_case("disabled") {
+            return Some(Self::Off);
+        }
         [Self::Enforce, Self::Audit, Self::Off]
             .into_iter()
             .find(|mode| name.eq_ignore_ascii_case(mode.name()))

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod cni;
 pub mod controller;
 pub mod datapath;
 pub mod endpoints;
@@ -15,3 +16,4 @@ pub mod model;
 pub mod policy;
 pub mod sources;
 pub mod state;
+pub mod status_writer;

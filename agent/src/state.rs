@@ -56,6 +56,10 @@ pub struct State {
     pub policies: Vec<PolicyState>,
     /// What in the objects was not understood.
     pub problems: Vec<ProblemState>,
+    /// Whether this agent writes the status of policies; `None`: nobody asked it to (a folder has no status).
+    pub writes_status: Option<bool>,
+    /// Why the status of policies is not written, if it is not.
+    pub status_error: Option<String>,
     /// What could not be programmed.
     pub errors: Vec<String>,
 }

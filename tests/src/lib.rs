@@ -7,13 +7,20 @@
 pub mod agent;
 pub mod apiserver;
 pub mod cluster;
+#[cfg(feature = "agent")]
+pub mod cluster_probe;
 pub mod command;
+pub mod deploy;
+#[cfg(feature = "agent")]
+pub mod examples;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod host;
+#[cfg(feature = "agent")]
+pub mod installed;
 pub mod manifests;
 pub mod netns;
 pub mod node;

@@ -54,7 +54,11 @@ impl Executable {
 
 /// Runs a cargo command that builds, and returns the executables; cargo's own progress goes to the terminal.
 pub fn executables<'a>(args: impl IntoIterator<Item = &'a str>) -> Result<Vec<Executable>> {
-    let mut command = cargo(args);
+    executables_of(cargo(args))
+}
+
+/// As [`executables`], of a command that has more than arguments.
+pub fn executables_of(mut command: Command) -> Result<Vec<Executable>> {
     command.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
     let mut found = Vec::new();

@@ -6,7 +6,9 @@ mod cargo;
 mod ci;
 mod cluster;
 mod demo;
+mod image;
 mod interrupt;
+mod manifests;
 mod progress;
 mod setup;
 mod tally;
@@ -30,6 +32,10 @@ enum Task {
     Setup(setup::Arguments),
     /// Build the `portcullis` binary, with the eBPF programs in it
     Build(build::Arguments),
+    /// Write the container image as an archive, which `ctr images import` and `docker load` take; needs no engine
+    Image(image::Arguments),
+    /// Write the files in deploy/ that are made from others: the CRDs and portcullis.yaml
+    Manifests,
     /// Show the shop demo: real packets, allowed and denied by identity (needs root)
     Demo(demo::Arguments),
     /// A real Kubernetes cluster on this machine, for playing and for tests (needs root)
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Task::Setup(arguments) => setup::run(&arguments),
         Task::Build(arguments) => build::run(&arguments),
+        Task::Image(arguments) => image::run(&arguments),
+        Task::Manifests => manifests::run(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Cluster(arguments) => cluster::run(&arguments),
         Task::Test(arguments) => Ok(test::run(&arguments)),

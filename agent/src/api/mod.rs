@@ -1,8 +1,10 @@
 //! The policy kinds of `portcullis.dev/v1alpha1`, as people write them.
 
 mod identity_policy;
+mod schema;
 
 pub use identity_policy::*;
+pub use schema::definitions;
 
 /// API group of our kinds.
 pub const GROUP: &str = "portcullis.dev";

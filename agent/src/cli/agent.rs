@@ -58,6 +58,16 @@ pub struct AgentArgs {
         help_heading = "Source"
     )]
     pub pod_cidr: Vec<IpNet>,
+    /// Folder of libcni's result cache: tells a new pod's addresses before the API server does; need not exist
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/cni/results",
+        env = "PORTCULLIS_CNI_CACHE",
+        hide_env_values = true,
+        help_heading = "Source"
+    )]
+    pub cni_cache: PathBuf,
 
     /// How strictly verdicts are applied where the ConfigMap `portcullis` does not say
     #[arg(long, value_enum, default_value_t = ModeArg::Enforce, env = "PORTCULLIS_MODE", hide_env_values = true,

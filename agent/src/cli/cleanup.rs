@@ -11,6 +11,14 @@ use super::{Outcome, Paths};
 use crate::datapath::{self, Pins};
 use crate::state::State;
 
+/// What `cleanup` takes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CleanupArgs {
+    /// Then wait to be stopped, as the pods of a DaemonSet must
+    #[arg(long)]
+    stay: bool,
+}
+
 /// What was removed.
 #[derive(Clone, Debug, Serialize)]
 struct Report {
@@ -19,7 +27,7 @@ struct Report {
 }
 
 /// Runs the command.
-pub fn run(format: Format, paths: &Paths) -> anyhow::Result<Outcome> {
+pub fn run(args: &CleanupArgs, format: Format, paths: &Paths) -> anyhow::Result<Outcome> {
     refuse_foreign(&paths.bpffs)?;
     let mut removed = datapath::cleanup(&paths.bpffs)?;
     let state = State::path(&paths.run_dir);
@@ -45,7 +53,22 @@ pub fn run(format: Format, paths: &Paths) -> anyhow::Result<Outcome> {
             output::write(&format!("removed {removed}\nnothing is enforced on this node any more\n"))?;
         }
     }
+    if args.stay {
+        stopped()?;
+    }
     Ok(Outcome::Good)
+}
+
+/// Returns when the process is told to stop. The first process of a container has no default for that.
+fn stopped() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+        }
+    })
 }
 
 /// A mistyped --bpffs must not cost others their pins.

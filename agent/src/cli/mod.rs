@@ -72,7 +72,7 @@ enum Command {
     /// Switch enforcement off or to audit on this node, or back
     Mode(mode::ModeArgs),
     /// Take every trace of Portcullis off this node: programs, maps, files
-    Cleanup,
+    Cleanup(cleanup::CleanupArgs),
 }
 
 /// What every command knows.
@@ -165,7 +165,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Status => status::run(format, &paths),
         Command::Check => check::run(format, &paths),
         Command::Mode(args) => mode::run(&args, format, &paths),
-        Command::Cleanup => cleanup::run(format, &paths),
+        Command::Cleanup(args) => cleanup::run(&args, format, &paths),
     }
 }
 

@@ -48,6 +48,8 @@ struct Report {
     errors: Vec<String>,
     maps: Vec<Map>,
     missed_events: Option<u64>,
+    /// Why the status of policies is not written, if this agent should.
+    status_error: Option<String>,
     /// Running pods of the node that no interface was found for.
     uncovered: BTreeMap<String, Vec<IpAddr>>,
     /// Interfaces that are no endpoints, and why.
@@ -129,6 +131,7 @@ fn collect(paths: &Paths) -> Report {
         errors: state.errors.clone(),
         maps: Vec::new(),
         missed_events: None,
+        status_error: state.status_error.clone(),
         uncovered: state.uncovered.clone(),
         ignored: state.ignored.clone(),
         findings: Vec::new(),
@@ -287,6 +290,9 @@ fn written(report: &Report, findings: &mut Vec<Finding>) {
             "what could not be programmed is denied, and retried",
         ));
     }
+    if let Some(error) = &report.status_error {
+        findings.push(Finding::warn("status", error.clone(), "nothing that is enforced is touched by it"));
+    }
     for (pod, addresses) in uncovered {
         let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
         findings.push(Finding::fail(
@@ -400,6 +406,7 @@ mod tests {
             maps: Vec::new(),
             missed_events: Some(0),
             mode_source: "--mode".to_owned(),
+            status_error: None,
             uncovered: BTreeMap::new(),
             ignored: BTreeMap::new(),
             findings: Vec::new(),
@@ -430,7 +437,7 @@ mod tests {
         let mode = Some(Modes { agent: Some("enforce"), forced: Some("off"), effective: "off" });
         let text = render(&Report { mode, ..report() });
         assert!(text.starts_with("*** OVERRIDE off: NOTHING IS ENFORCED"), "{text}");
-        assert!(text.contains("\nmode:          off\n"), "{text}");
+        assert!(text.contains("\nmode:          off (see the override)\n"), "{text}");
         assert!(text.ends_with("\neverything works, but the override at the top holds\n"), "{text}");
         assert!(render(&report()).ends_with("\neverything is in force\n"));
     }

@@ -10,9 +10,10 @@ use portcullis_common::Direction;
 
 use super::bindings::{Bindings, Candidate};
 use super::coverage::Coverage;
+use crate::cni::CniEntry;
 use crate::datapath::{Applied, Datapath, DatapathError, HookState, describe_program};
 use crate::endpoints::{Classification, Snapshot, classify};
-use crate::identity::{Numbers, owners};
+use crate::identity::{Numbers, cached_addresses, owners};
 use crate::model::{ObjectKind, World};
 use crate::policy::{Desired, compile};
 use crate::sources::{Batch, SourceEvent, SourceProblem};
@@ -29,6 +30,8 @@ pub struct Owner {
     pub problems: Vec<SourceProblem>,
     /// Whether every kind has been listed once: nothing is written to the maps before.
     pub synced: bool,
+    /// What libcni's cache says.
+    cni: Arc<Vec<CniEntry>>,
     /// The interfaces.
     pub links: Arc<Snapshot>,
     /// Interfaces that are endpoints now.
@@ -78,6 +81,7 @@ impl Owner {
             bindings,
             problems: Vec::new(),
             synced: false,
+            cni: Arc::default(),
             links: Arc::default(),
             endpoints: Vec::new(),
             ignored: BTreeMap::new(),
@@ -145,6 +149,11 @@ impl Owner {
         self.links = links;
     }
 
+    /// Takes what libcni's cache says now.
+    pub fn take_cache(&mut self, entries: Arc<Vec<CniEntry>>) {
+        self.cni = entries;
+    }
+
     /// Whether enough is known to write the maps.
     pub fn ready_to_program(&self) -> bool {
         self.synced && self.links.complete
@@ -157,6 +166,9 @@ impl Owner {
     pub fn program(&mut self) -> Result<Applied, DatapathError> {
         self.clean = false;
         self.forget_pods_without_interface();
+        let behind = self.links.links.values().filter_map(|link| Some((&link.name, link.peer.as_ref()?)));
+        let seen: Vec<_> = behind.map(|(name, peer)| (name.as_str(), peer.addresses.as_slice())).collect();
+        self.world.cached = cached_addresses(&self.cni, &self.world, &seen);
         self.desired = compile(&self.world, &mut self.numbers);
         let owner_of = self.owner_of();
         self.classify_links(&owner_of);

@@ -1,5 +1,6 @@
 //! The names file and the state that metrics and status show, made from what the owner knows.
 
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use portcullis_common::Direction;
@@ -7,10 +8,11 @@ use portcullis_common::Direction;
 use super::owner::Owner;
 use crate::cli::hook_name;
 use crate::datapath::HookState;
-use crate::model::World;
+use crate::model::{IdentityPolicy, World};
 use crate::policy::summarize;
 use crate::sources::Source;
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
+use crate::status_writer::{Verdict, Verdicts};
 
 /// Seconds since the epoch.
 fn seconds(time: SystemTime) -> u64 {
@@ -80,7 +82,29 @@ pub fn state(owner: &Owner, source: &Source) -> State {
             .collect(),
         problems,
         errors: owner.errors.clone(),
+        ..State::default()
     }
+}
+
+/// What became of each IdentityPolicy: what the compiler and the source do not understand of it.
+pub fn verdicts(owner: &Owner) -> Verdicts {
+    let mut problems: HashMap<String, Vec<String>> = HashMap::new();
+    for problem in &owner.desired.problems {
+        let text = if problem.field.is_empty() {
+            problem.message.clone()
+        } else {
+            format!("{}: {}", problem.field, problem.message)
+        };
+        problems.entry(problem.object.clone()).or_default().push(text);
+    }
+    for problem in &owner.problems {
+        problems.entry(problem.place.clone()).or_default().push(problem.message.clone());
+    }
+    let mut verdict = |policy: &IdentityPolicy| {
+        let object = format!("IdentityPolicy {}/{}", policy.namespace, policy.name);
+        Verdict { generation: policy.generation, problems: problems.remove(&object).unwrap_or_default() }
+    };
+    owner.world.identity_policies.iter().map(|(key, policy)| (key.clone(), verdict(policy))).collect()
 }
 
 /// Where the mode comes from.

@@ -9,7 +9,7 @@ use std::path::Path;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type};
 
 /// Magic number of bpffs (`BPF_FS_MAGIC`, include/uapi/linux/magic.h).
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
 /// Whether a folder is on a BPF file system.
 ///
@@ -23,7 +23,8 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(text.as_ptr(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(stat.f_type == BPF_FS_MAGIC)
+    // The field is signed or not, as the C library likes.
+    Ok(i128::from(stat.f_type) == i128::from(BPF_FS_MAGIC))
 }
 
 /// Kernel timer ticks a second: the coarse clocks advance once a tick.

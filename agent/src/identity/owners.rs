@@ -9,18 +9,23 @@ use crate::model::{Pod, World};
 /// one whose sandbox started last; of several, the one with the largest UID.
 ///
 /// Finished pods keep their address in the API while another pod has it already, and deletes arrive late, so neither
-/// the order of events nor of creation says who has an address.
+/// the order of events nor of creation says who has an address. A pod of which the API tells no address yet claims what
+/// [`World::cached`] says.
 pub fn owners(world: &World) -> BTreeMap<IpAddr, &Pod> {
-    let mut owners: BTreeMap<IpAddr, &Pod> = BTreeMap::new();
+    let mut owners: BTreeMap<IpAddr, (i64, &Pod)> = BTreeMap::new();
     for pod in world.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
-        for &address in &pod.addresses {
-            let owner = owners.entry(address).or_insert(pod);
-            if (pod.sandbox_started, &pod.uid) > (owner.sandbox_started, &owner.uid) {
-                *owner = pod;
+        let cached = world.cached.get(&pod.uid);
+        let early = cached.filter(|_| pod.addresses.is_empty()).into_iter().flat_map(|c| &c.addresses);
+        for &address in pod.addresses.iter().chain(early) {
+            let given = cached.filter(|cached| cached.addresses.contains(&address));
+            let started = given.map_or(pod.sandbox_started, |given| given.started.max(pod.sandbox_started));
+            let owner = owners.entry(address).or_insert((started, pod));
+            if (started, &pod.uid) > (owner.0, &owner.1.uid) {
+                *owner = (started, pod);
             }
         }
     }
-    owners
+    owners.into_iter().map(|(address, (_, pod))| (address, pod)).collect()
 }
 
 /// Whether a pod can be judged: its namespace and its service account are known too. Before that a selector such as

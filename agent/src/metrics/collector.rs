@@ -81,6 +81,13 @@ const UNCOVERED: Family = gauge(
     &[],
     "Running pods of this node that no interface was found for, so that they are not judged",
 );
+const WRITES_STATUS: Family = gauge(
+    "portcullis_status_leader",
+    &[],
+    "1 if this agent writes the status of policies; one of a cluster does",
+);
+const STATUS_ERROR: Family =
+    gauge("portcullis_status_errors", &[], "1 while the status of policies cannot be written");
 const REVISION: Family = gauge("portcullis_revision", &[], "Rises whenever an allow may have become a deny");
 const MODE: Family = gauge("portcullis_mode", &["mode"], "1 for the mode that the agent set");
 const OVERRIDE: Family =
@@ -108,6 +115,8 @@ pub const FAMILIES: &[Family] = &[
     ATTACHED,
     FOREIGN,
     UNCOVERED,
+    WRITES_STATUS,
+    STATUS_ERROR,
     REVISION,
     MODE,
     OVERRIDE,
@@ -231,6 +240,8 @@ fn agent(state: &State, sample: &mut Sample) {
     sample.add(&ATTACHED, &[], hooks().filter(|hook| *hook == "attached").count() as u64);
     let behind = |endpoint: &&EndpointState| endpoint.hooks.values().any(|hook| hook == "not-first");
     sample.add(&FOREIGN, &[], state.endpoints.iter().filter(behind).count() as u64);
+    sample.add(&WRITES_STATUS, &[], u64::from(state.writes_status == Some(true)));
+    sample.add(&STATUS_ERROR, &[], u64::from(state.status_error.is_some()));
     sample.add(&UNCOVERED, &[], state.uncovered.len() as u64);
     sample.add(&PROBLEMS, &[], state.problems.len() as u64);
     sample.add(&ERRORS, &[], state.errors.len() as u64);

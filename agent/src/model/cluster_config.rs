@@ -98,7 +98,12 @@ mod tests {
 
     #[test]
     fn a_mode_is_read_in_any_case_and_with_the_newline_of_a_file() {
-        for (text, mode) in [("Enforce", Mode::Enforce), ("audit", Mode::Audit), ("OFF\n", Mode::Off)] {
+        for (text, mode) in [
+            ("Enforce", Mode::Enforce),
+            ("audit", Mode::Audit),
+            ("OFF\n", Mode::Off),
+            ("Disabled", Mode::Off),
+        ] {
             assert_eq!(config(&json!({"mode": text})).mode, ModeSetting::Set(mode), "{text:?}");
         }
         assert_eq!(config(&json!({})).mode, ModeSetting::Unset);

@@ -243,7 +243,12 @@ impl TryFrom<api::IdentityPolicy> for IdentityPolicy {
     type Error = ConvertError;
 
     fn try_from(object: api::IdentityPolicy) -> Result<Self, ConvertError> {
-        Ok(Self { namespace: namespace(&object.metadata), name: name(&object.metadata)?, spec: object.spec })
+        Ok(Self {
+            namespace: namespace(&object.metadata),
+            name: name(&object.metadata)?,
+            generation: object.metadata.generation.unwrap_or_default(),
+            spec: object.spec,
+        })
     }
 }
 

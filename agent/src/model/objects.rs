@@ -75,7 +75,7 @@ pub enum Object {
 
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about a pod, each with a name")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of the API of its own")]
 pub struct Pod {
     /// Namespace.
     pub namespace: String,
@@ -239,6 +239,8 @@ pub struct IdentityPolicy {
     pub namespace: String,
     /// Name.
     pub name: String,
+    /// `metadata.generation`: which state of the specification this is; `0` where nothing counts them.
+    pub generation: i64,
     /// The specification.
     pub spec: IdentityPolicySpec,
 }

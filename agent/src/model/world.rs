@@ -49,6 +49,15 @@ impl Default for Settings {
     }
 }
 
+/// The addresses that a pod has by the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CachedAddresses {
+    /// The addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Seconds since the epoch at which the last of them was given.
+    pub started: i64,
+}
+
 /// Every object that is known. Pods are kept by UID: two pods may have the same name one after the other.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct World {
@@ -74,6 +83,8 @@ pub struct World {
     pub identity_policies: BTreeMap<(String, String), IdentityPolicy>,
     /// ConfigMaps named [`ClusterConfig::NAME`], by namespace; that of [`Settings::namespace`] counts.
     pub cluster_configs: BTreeMap<String, ClusterConfig>,
+    /// Addresses of this node's pods by libcni's cache, by UID: only what an interface bears out.
+    pub cached: BTreeMap<String, CachedAddresses>,
     /// The mode that was in force when this agent started, for a ConfigMap that cannot be read then.
     pub mode_before: Option<Mode>,
 }

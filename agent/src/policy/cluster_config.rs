@@ -25,7 +25,7 @@ pub(super) fn report(world: &World, problems: &mut Vec<Problem>) {
             report.add(
                 "data.mode",
                 format_args!("{text:?} is no mode"),
-                format_args!("{follows}; write Enforce, Audit or Off"),
+                format_args!("{follows}; write Enforce, Audit or Disabled"),
             );
         }
         for key in unknown_keys {

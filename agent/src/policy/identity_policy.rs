@@ -31,7 +31,7 @@ struct Written<'a> {
 
 /// Translates a policy.
 pub fn translate(written: &IdentityPolicy, problems: &mut Vec<Problem>) -> Policy {
-    let IdentityPolicy { namespace, name, spec } = written;
+    let IdentityPolicy { namespace, name, spec, .. } = written;
     let name =
         PolicyName { kind: PolicyKind::IdentityPolicy, namespace: namespace.clone(), name: name.clone() };
     let mut report = Report::new(&name, problems);

@@ -41,8 +41,16 @@ pub(super) enum Strictness {
     Strict,
 }
 
-/// Reads a value as a type.
+/// Reads a value as a type. The status of a policy is passed over: it is what others found out about it, may be newer
+/// than we are, and decides nothing.
 pub(super) fn typed<T: DeserializeOwned>(value: &Value, strictness: Strictness) -> Result<T, Vec<Mistake>> {
+    if strictness == Strictness::Strict && value.get("status").is_some() {
+        let mut bare = value.clone();
+        if let Value::Object(fields) = &mut bare {
+            fields.remove("status");
+        }
+        return typed(&bare, strictness);
+    }
     let mut track = serde_path_to_error::Track::new();
     let mut unknown = Vec::new();
     let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);

@@ -31,6 +31,7 @@ impl Rng {
             world.apply(Object::IdentityPolicy(IdentityPolicy {
                 namespace,
                 name: format!("identity{i}"),
+                generation: 1,
                 spec,
             }));
         }

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use portcullis_ebpf_build::{BPF_LINKER_VERSION, Toolchain, find_linker};
 
+use crate::image::target::{Target, has_std};
+
 /// Where Debian's LLVM of the kernel side's compiler is.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -91,6 +93,7 @@ pub fn missing(ci: bool) -> Vec<Need> {
         });
     }
     kernel_side(apt, &mut needs);
+    static_binary(apt, &mut needs);
     if !bpffs_is_mounted() {
         let remedy = Remedy::Run(vec![Line::new(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"])]);
         needs.push(Need { what: "bpffs", why: "keeps maps and programs while the agent is down", remedy });
@@ -158,6 +161,23 @@ fn kernel_side(apt: bool, needs: &mut Vec<Need>) {
             why: "links the programs that run in the kernel",
             remedy: Remedy::Run(lines),
         });
+    }
+}
+
+/// What the image's binary is built with, which uses no library of the system.
+fn static_binary(apt: bool, needs: &mut Vec<Need>) {
+    let triple = Target::native().triple();
+    if !has_std(triple) {
+        let remedy = if works("rustup", &["--version"]) {
+            Remedy::Run(vec![Line::new(["rustup", "target", "add", triple])])
+        } else {
+            Remedy::Advise(format!("install Rust's library for {triple} from where your compiler came from"))
+        };
+        needs.push(Need { what: "Rust for musl", why: "builds the image's static binary", remedy });
+    }
+    if !works("musl-gcc", &["--version"]) {
+        let remedy = packages(apt, &["musl-tools"], "install the C library musl and its musl-gcc");
+        needs.push(Need { what: "musl-gcc", why: "compiles the C parts of that binary", remedy });
     }
 }
 

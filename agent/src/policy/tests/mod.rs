@@ -129,6 +129,7 @@ impl Cluster {
         self.0.apply(Object::IdentityPolicy(IdentityPolicy {
             namespace: namespace.into(),
             name: name.into(),
+            generation: 1,
             spec: serde_saphyr::from_str(spec).unwrap(),
         }));
         self

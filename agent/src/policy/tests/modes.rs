@@ -149,7 +149,7 @@ fn what_is_wrong_with_the_clusters_config_map_is_reported_with_what_holds() {
             "ConfigMap default/portcullis metadata.namespace: it is not in the namespace of Portcullis, \
              `portcullis-system`: it decides nothing; move it there, or give the agent the right --namespace",
             "ConfigMap portcullis-system/portcullis data.mode: \"adit\" is no mode: what was set before, audit, stays in \
-             force; write Enforce, Audit or Off",
+             force; write Enforce, Audit or Disabled",
             "ConfigMap portcullis-system/portcullis data[moed]: this key is not known: it decides nothing; correct it or \
              remove it (known: mode)",
         ]

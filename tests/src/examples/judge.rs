@@ -1,0 +1,348 @@
+//! What the compiler makes of an example: each line of its table, asked of the compiled maps by the judgement that runs in
+//! the kernel, at both ends, for every pair of pods and addresses that the line is about.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use portcullis::identity::Numbers;
+use portcullis::model::World;
+use portcullis::policy::{Desired, HostMaps, compile};
+use portcullis::sources::SourceEvent;
+use portcullis::sources::manifests::ManifestsSource;
+use portcullis_common::abi::{Addr6, Endpoint, endpoint_flags};
+use portcullis_common::flow::origin;
+use portcullis_common::judge::{Config, Family, Judgement, Maps, Question, V4, V6, judge};
+use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey, protocol};
+use portcullis_common::{Direction, Identity, Verdict};
+use serde_json::{Value, json};
+
+use super::expand::{Expanded, Node, Pod};
+use super::table::{End, Expect, Host, Line, Place, Port, Protocol, Table};
+use super::{Example, KUBE_DNS, Manifest, objects, text};
+use crate::temp::TempDir;
+
+/// An example, compiled by the agents of all nodes.
+pub struct Judge {
+    cluster: Expanded,
+    agents: Vec<Agent>,
+    services: Vec<Value>,
+    table: Table,
+}
+
+impl Judge {
+    /// Reads an example with some of its policies through the source, and compiles it.
+    pub fn new(example: &Example, policies: &[Manifest]) -> Result<Self> {
+        let dns = objects(KUBE_DNS)?;
+        let objects = || example.apps.objects.iter().chain(&dns);
+        let cluster = Expanded::new(objects())?;
+        let world = read(&cluster, &example.apps, policies)?;
+        let hosts = &example.table.hosts;
+        let agents = cluster.nodes.iter().map(|node| Agent::new(world.clone(), node, hosts));
+        let agents = agents.collect::<Result<_>>()?;
+        let services = objects().filter(|object| text(object, "/kind") == "Service").cloned().collect();
+        Ok(Self { cluster, agents, services, table: example.table.clone() })
+    }
+
+    /// What is wrong with a line: every pair for which something else holds; empty if nothing is.
+    pub fn wrong(&self, line: &Line) -> Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        let mut asked = 0;
+        for case in self.cases(line)? {
+            let found = if self.passes(&case) { Expect::Allow } else { Expect::Deny };
+            asked += 1;
+            if found != line.verdict {
+                wrong.push(format!("{line}: {found} from {} to {}", case.source, case.destination));
+            }
+        }
+        ensure!(asked > 0, "`{line}` is about nothing");
+        Ok(wrong)
+    }
+
+    /// Every conversation that a line is about.
+    fn cases(&self, line: &Line) -> Result<Vec<Case<'_>>> {
+        let mut cases = Vec::new();
+        match (&line.from, &line.to) {
+            (End::Workload { .. }, End::Workload { .. }) => {
+                for from in self.cluster.pods_of(&line.from) {
+                    for to in self.cluster.pods_of(&line.to).filter(|to| to.uid != from.uid) {
+                        for (source, destination) in pairs(&from.addresses, &to.addresses) {
+                            cases.push(Case {
+                                from: Some(from),
+                                to: Some(to),
+                                ..Case::new(line, source, destination)
+                            });
+                        }
+                    }
+                }
+            }
+            (End::Workload { .. }, to) => {
+                for from in self.cluster.pods_of(&line.from) {
+                    for (source, destination) in pairs(&from.addresses, &self.addresses(to, from.node)?) {
+                        cases.push(Case { from: Some(from), ..Case::new(line, source, destination) });
+                    }
+                }
+            }
+            (from, End::Workload { .. }) => {
+                for to in self.cluster.pods_of(&line.to) {
+                    for (source, origin) in self.arrivals(from, to, line.port)? {
+                        for (source, destination) in pairs(&[source], &to.addresses) {
+                            cases.push(Case { to: Some(to), origin, ..Case::new(line, source, destination) });
+                        }
+                    }
+                }
+            }
+            _ => bail!("`{line}`: one end must be a pod"),
+        }
+        Ok(cases)
+    }
+
+    /// The addresses of what is not a pod, for a pod of this node.
+    fn addresses(&self, end: &End, node: usize) -> Result<Vec<IpAddr>> {
+        Ok(match end {
+            End::OwnNode => self.cluster.nodes[node].addresses.clone(),
+            End::OtherNode => self.cluster.nodes[1 - node].addresses.clone(),
+            End::Host(name) => {
+                self.table.host(name).context("a host that is not declared")?.addresses.clone()
+            }
+            End::Workload { .. } => bail!("`{end}` is pods"),
+        })
+    }
+
+    /// With which source addresses, and from where, packets of what is not a pod arrive at one.
+    fn arrivals(&self, from: &End, to: &Pod, port: Port) -> Result<Vec<(IpAddr, u32)>> {
+        let addresses = self.addresses(from, to.node)?;
+        let with = |addresses: &[IpAddr], origin| addresses.iter().map(|&a| (a, origin)).collect::<Vec<_>>();
+        let End::Host(name) = from else {
+            let origin = if *from == End::OwnNode { origin::HOST } else { origin::ADDRESS };
+            return Ok(with(&addresses, origin));
+        };
+        let mut arrivals = with(&addresses, origin::ADDRESS);
+        let open = self.services_for(to, port).filter(|service| {
+            matches!(text(service, "/spec/type"), "NodePort" | "LoadBalancer")
+                && text(service, "/spec/externalTrafficPolicy") != "Local"
+        });
+        if open.count() > 0 {
+            // kube-proxy puts an address of the node in its place at which the connection came in.
+            let [own, other] = [to.node, 1 - to.node].map(|node| &self.cluster.nodes[node].addresses);
+            arrivals.extend(with(own, origin::WORLD));
+            arrivals.extend(with(other, origin::ADDRESS));
+        }
+        let outside = self.table.host(name).is_some_and(|host| host.on == Place::Outside);
+        ensure!(outside, "`{name}` is on every node: write own-node or other-node");
+        Ok(arrivals)
+    }
+
+    /// The services that lead to a port of a pod.
+    fn services_for<'a>(&'a self, to: &'a Pod, port: Port) -> impl Iterator<Item = &'a Value> {
+        self.services.iter().filter(move |service| leads_to(service, self.labels(to), port) && {
+            matches!(&to.workload, End::Workload { namespace, .. } if namespace == text(service, "/metadata/namespace"))
+        })
+    }
+
+    fn labels(&self, pod: &Pod) -> &Value {
+        let object = self.cluster.objects.iter().find(|object| text(object, "/metadata/uid") == pod.uid);
+        object.map_or(&Value::Null, |object| &object["metadata"]["labels"])
+    }
+
+    /// Whether packets get through: out of the source's endpoint and into that of the destination.
+    fn passes(&self, case: &Case<'_>) -> bool {
+        let ask = |pod: &Pod, local, remote, opener| {
+            let question = Asked { local, remote, opener, origin: case.origin, port: case.port };
+            self.agents[pod.node].judge(pod, &question).decision.verdict
+        };
+        let out = case.from.map(|pod| ask(pod, case.source, case.destination, Direction::Egress));
+        let into = case.to.map(|pod| ask(pod, case.destination, case.source, Direction::Ingress));
+        out.into_iter().chain(into).all(|verdict| verdict == Verdict::Allow)
+    }
+}
+
+/// One conversation.
+struct Case<'a> {
+    from: Option<&'a Pod>,
+    to: Option<&'a Pod>,
+    source: IpAddr,
+    destination: IpAddr,
+    origin: u32,
+    port: Port,
+}
+
+impl Case<'_> {
+    const fn new(line: &Line, source: IpAddr, destination: IpAddr) -> Self {
+        Self { from: None, to: None, source, destination, origin: origin::ADDRESS, port: line.port }
+    }
+}
+
+/// Addresses of the same family.
+fn pairs(sources: &[IpAddr], destinations: &[IpAddr]) -> Vec<(IpAddr, IpAddr)> {
+    let all = sources.iter().flat_map(|&source| destinations.iter().map(move |&to| (source, to)));
+    all.filter(|(source, to)| source.is_ipv4() == to.is_ipv4()).collect()
+}
+
+/// Whether a service leads to this port of pods with these labels.
+pub fn leads_to(service: &Value, labels: &Value, port: Port) -> bool {
+    let selector = service["spec"]["selector"].as_object();
+    let selects = selector.is_some_and(|all| all.iter().all(|(key, value)| labels[key] == *value));
+    let ports = service["spec"]["ports"].as_array();
+    selects && ports.into_iter().flatten().any(|found| target_port(found) == Some(port))
+}
+
+/// The port of the pods behind a port of a service.
+pub fn target_port(port: &Value) -> Option<Port> {
+    let protocol = match port["protocol"].as_str() {
+        None | Some("TCP") => Protocol::Tcp,
+        Some("UDP") => Protocol::Udp,
+        Some(_) => return None,
+    };
+    let number = port["targetPort"].as_u64().or_else(|| port["port"].as_u64())?;
+    Some(Port { protocol, number: u16::try_from(number).ok()? })
+}
+
+/// The world as the source tells it, from the files themselves. Every problem is an error.
+fn read(cluster: &Expanded, apps: &Manifest, policies: &[Manifest]) -> Result<World> {
+    let folder = TempDir::new()?;
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": cluster.objects});
+    folder.write("cluster.json", &list.to_string())?;
+    folder.write("kube-dns.yaml", KUBE_DNS)?;
+    for manifest in policies.iter().chain([apps]) {
+        folder.write(&manifest.file.replace('/', "-"), &manifest.text)?;
+    }
+    let (sender, mut batches) = tokio::sync::mpsc::channel(1);
+    let _source = ManifestsSource::start(folder.path(), sender)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let mut world = World::default();
+    loop {
+        let next = runtime.block_on(async { tokio::time::timeout(PATIENCE, batches.recv()).await });
+        let batch = next.context("the source does not get through the manifests")?;
+        for event in batch.context("the source ended")?.events {
+            match event {
+                SourceEvent::Apply(object) => world.apply(object),
+                SourceEvent::Delete { key, uid } => world.delete(&key, uid.as_deref()),
+                SourceEvent::Problems(problems) => bail!("{problems:?}"),
+                SourceEvent::Synced => return Ok(world),
+            }
+        }
+    }
+}
+
+/// How long the source may take to read a handful of files.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The agent of a node: its compiled maps.
+struct Agent {
+    desired: Desired,
+    maps: HostMaps,
+}
+
+/// What is asked about a packet.
+struct Asked {
+    local: IpAddr,
+    remote: IpAddr,
+    opener: Direction,
+    origin: u32,
+    port: Port,
+}
+
+impl Agent {
+    fn new(mut world: World, node: &Node, hosts: &[Host]) -> Result<Self> {
+        let every_node = hosts.iter().filter(|host| host.on == Place::EveryNode);
+        let local: BTreeSet<IpAddr> =
+            every_node.flat_map(|host| &host.addresses).chain(&node.addresses).copied().collect();
+        world.settings.node_name.clone_from(&node.name);
+        world.settings.local_addresses = local;
+        let desired = compile(&world, &mut Numbers::default());
+        ensure!(desired.problems.is_empty(), "not understood: {:?}", desired.problems);
+        Ok(Self { maps: HostMaps::new(&desired), desired })
+    }
+
+    fn judge(&self, pod: &Pod, asked: &Asked) -> Judgement {
+        let identity = &self.desired.pods[&pod.uid];
+        let mut endpoint = Endpoint {
+            ifindex: 1,
+            flags: endpoint_flags::KNOWN,
+            principal: identity.principal,
+            subject: identity.subject,
+            ..Endpoint::default()
+        };
+        for address in &pod.addresses {
+            match address {
+                IpAddr::V4(v4) => endpoint.addr4_be[0] = u32::from_ne_bytes(v4.octets()),
+                IpAddr::V6(v6) => endpoint.addr6[0] = Addr6::from_bytes(v6.octets()),
+            }
+        }
+        match (asked.local, asked.remote) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                let address = |address: std::net::Ipv4Addr| u32::from_ne_bytes(address.octets());
+                judge(self, &endpoint, &asked.question::<V4>(address(local), address(remote)))
+            }
+            (local, remote) => {
+                let address = |address: IpAddr| match address {
+                    IpAddr::V4(v4) => Addr6::from_bytes(v4.to_ipv6_mapped().octets()),
+                    IpAddr::V6(v6) => Addr6::from_bytes(v6.octets()),
+                };
+                judge(self, &endpoint, &asked.question::<V6>(address(local), address(remote)))
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn question<F: Family>(&self, local: F::Address, remote: F::Address) -> Question<F> {
+        const EPHEMERAL: u16 = 40_000;
+        let port = self.port.number;
+        let (local_port, remote_port) = match self.opener {
+            Direction::Ingress => (port, EPHEMERAL),
+            Direction::Egress => (EPHEMERAL, port),
+        };
+        Question {
+            local,
+            remote,
+            local_port,
+            remote_port,
+            protocol: match self.port.protocol {
+                Protocol::Tcp => protocol::TCP,
+                Protocol::Udp => protocol::UDP,
+            },
+            opener: self.opener,
+            origin: self.origin,
+        }
+    }
+}
+
+impl PolicyMaps for Agent {
+    fn rowset(&self, subject: u32) -> u32 {
+        self.maps.rowset(subject)
+    }
+    fn row(&self, key: &RowKey) -> Option<Row> {
+        self.maps.row(key)
+    }
+    fn step(&self, index: u32) -> Option<PortStep> {
+        self.maps.step(index)
+    }
+}
+
+impl Config for Agent {
+    fn config(&self, _: u32) -> u32 {
+        0
+    }
+}
+
+macro_rules! maps {
+    ($family:ty, $address:ty, $wide:expr) => {
+        impl Maps<$family> for Agent {
+            fn exact(&self, address: $address) -> Option<Identity> {
+                Some(self.maps.identity($wide(address)))
+            }
+            fn prefix(&self, _: $address) -> Option<Identity> {
+                None
+            }
+            fn endpoint(&self, _: u32) -> Option<&Endpoint> {
+                None
+            }
+        }
+    };
+}
+
+maps!(V4, u32, |address: u32| IpAddr::from(address.to_ne_bytes()));
+maps!(V6, Addr6, |address: Addr6| IpAddr::from(address.to_bytes()));
