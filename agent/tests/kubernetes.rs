@@ -449,7 +449,8 @@ async fn a_server_that_asks_to_be_left_alone_is_not_asked_before_its_time() {
     let consumer = Consumer::start(&server, PACE);
     consumer
         .until("every kind was refused", |_| {
-            consumer.source.watch().status().kinds.values().all(|kind| kind.errors > 0)
+            let kinds = consumer.source.watch().status().kinds;
+            kinds.len() == 10 && kinds.values().all(|kind| kind.errors > 0)
         })
         .await;
     server.set(|shared| shared.quiet = None);

@@ -93,9 +93,8 @@ impl ApiServer {
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ]);
         self.server.start(command)?;
-        let kubeconfigs = USERS.map(|(user, _)| (user, self.kubeconfig_text(user, port)));
-        for (user, text) in kubeconfigs {
-            self.folder.write(&format!("{user}.kubeconfig"), &text)?;
+        for (user, _) in USERS {
+            self.write_kubeconfig(user, &format!("{user}-token"), port)?;
         }
         let mut last = String::new();
         let ready = eventually_within(START, "the API server's /readyz", || {
@@ -135,6 +134,12 @@ impl ApiServer {
         self.folder.path().join(format!("{user}.kubeconfig"))
     }
 
+    /// Makes a kubeconfig for a service account, by the account's name.
+    pub fn add_account(&self, namespace: &str, name: &str) -> Result<()> {
+        let token = self.kubectl(["create", "token", "--namespace", namespace, name])?;
+        self.write_kubeconfig(name, token.trim(), self.port)
+    }
+
     /// Runs kubectl as admin.
     pub fn kubectl<const N: usize>(&self, args: [&str; N]) -> Result<String> {
         run(self.kubectl_command().args(args))
@@ -171,16 +176,17 @@ impl ApiServer {
         command
     }
 
-    fn kubeconfig_text(&self, user: &str, port: u16) -> String {
+    fn write_kubeconfig(&self, user: &str, token: &str, port: u16) -> Result<()> {
         let certificate = self.folder.path().join("certificates/apiserver.crt");
-        format!(
+        let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
              clusters: [{{name: test, cluster: {{server: \"https://127.0.0.1:{}\", certificate-authority: \"{}\"}}}}]\n\
-             users: [{{name: {user}, user: {{token: {user}-token}}}}]\n\
+             users: [{{name: {user}, user: {{token: {token}}}}}]\n\
              contexts: [{{name: test, context: {{cluster: test, user: {user}}}}}]\n",
             port,
             certificate.display()
-        )
+        );
+        self.folder.write(&format!("{user}.kubeconfig"), &text)
     }
 
     /// Asks etcd by its JSON gateway.

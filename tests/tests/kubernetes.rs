@@ -1,11 +1,10 @@
 //! The Kubernetes source against a real API server.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kube::CustomResourceExt as _;
-use portcullis::api::IdentityPolicy;
 use portcullis::model::{ObjectKey, World};
 use portcullis::sources::kubernetes::{KubernetesSource, Options, Pace};
 use portcullis::sources::{Batch, SourceEvent, SourceProblem};
@@ -60,8 +59,14 @@ fn role(resources: &str) -> String {
     )
 }
 
+/// A file of the folder that people install from.
+fn deployed(file: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
+    std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
 fn crd() -> Result<String> {
-    Ok(serde_json::to_string(&IdentityPolicy::crd())?)
+    deployed("crds/identitypolicies.portcullis.dev.yaml")
 }
 
 /// A source and the world that it has told of.
@@ -114,11 +119,11 @@ impl Consumer {
     }
 
     fn until(&mut self, what: &str, wanted: impl Fn(&Self) -> bool) -> Result<()> {
-        let waited = poll::eventually_within(Duration::from_secs(60), what, || {
+        let outcome = poll::eventually_within(Duration::from_secs(60), what, || {
             self.read();
             wanted(self)
         });
-        waited.with_context(|| format!("problems: {:#?}, world: {:#?}", self.problems, self.world))
+        outcome.with_context(|| format!("problems: {:#?}, world: {:#?}", self.problems, self.world))
     }
 
     fn policies(&self) -> usize {
@@ -248,5 +253,21 @@ fn what_a_real_server_forbids_is_named_by_its_rule_until_it_is_allowed() -> Resu
     server.apply(&role(ALL))?;
     agent.until("everything is listed", |agent| agent.synced && agent.problems.is_empty())?;
     ensure!(agent.world.network_policies.len() == 1);
+    Ok(())
+}
+
+#[test]
+fn the_role_that_people_install_is_enough() -> Result<()> {
+    let server = ApiServer::start()?;
+    server.apply(OBJECTS)?;
+    server.apply(&crd()?)?;
+    server.kubectl(["wait", "--for=condition=Established", "crd/identitypolicies.portcullis.dev"])?;
+    server.apply(IDENTITY_POLICY)?;
+    server.apply(&deployed("base/rbac.yaml")?)?;
+    server.add_account("portcullis-system", "portcullis")?;
+    let mut agent = Consumer::start(&server, "portcullis")?;
+    agent.until("everything is listed", |agent| agent.synced || !agent.problems.is_empty())?;
+    ensure!(agent.problems.is_empty(), "{:#?}", agent.problems);
+    ensure!((agent.policies(), agent.world.cluster_configs.len()) == (1, 1));
     Ok(())
 }

@@ -166,6 +166,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Loads the programs, and adopts what an earlier agent has pinned.
 fn open_datapath(args: &AgentArgs) -> anyhow::Result<Datapath> {
     let datapath = Datapath::open(Options {
         bpffs: args.paths.bpffs.clone(),

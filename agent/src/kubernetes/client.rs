@@ -26,16 +26,16 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Between two probes; three without an answer end the connection.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// Why there is no connection to an API server.
+/// Why there is no connection to an API server. Each text has its cause in it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file of the flag cannot be used.
-    #[error("the kubeconfig {path} cannot be used: {source}; correct it or name another with --kubeconfig")]
+    #[error("the kubeconfig {path} cannot be used: {reason}; correct it or name another with --kubeconfig")]
     File {
         /// The file.
         path: PathBuf,
-        /// The reason.
-        source: Box<KubeconfigError>,
+        /// Why.
+        reason: Box<KubeconfigError>,
     },
     /// The files of the environment cannot be used.
     #[error(
@@ -47,7 +47,7 @@ pub enum ConfigError {
         "the API server cannot be reached from this pod: {0}; the pod needs its service account's token \
          (automountServiceAccountToken), or say --kubeconfig FILE"
     )]
-    InCluster(#[source] kube::config::InClusterError),
+    InCluster(kube::config::InClusterError),
     /// Nothing says where objects come from.
     #[error(
         "nothing says where to read objects from: this is no pod of a cluster (KUBERNETES_SERVICE_HOST is not set); \
@@ -55,12 +55,12 @@ pub enum ConfigError {
     )]
     Nothing,
     /// The configuration is not consistent.
-    #[error("the connection to the API server at {server} cannot be set up: {source}")]
+    #[error("the connection to the API server at {server} cannot be set up: {reason}")]
     Client {
         /// Its address.
         server: String,
-        /// The reason.
-        source: Box<kube::Error>,
+        /// Why.
+        reason: Box<kube::Error>,
     },
 }
 
@@ -68,11 +68,11 @@ pub enum ConfigError {
 pub async fn config(kubeconfig: Option<&Path>) -> Result<Config, ConfigError> {
     if let Some(path) = kubeconfig {
         let failed =
-            |source: KubeconfigError| ConfigError::File { path: path.to_owned(), source: Box::new(source) };
+            |reason: KubeconfigError| ConfigError::File { path: path.to_owned(), reason: Box::new(reason) };
         let file = Kubeconfig::read_from(path).map_err(failed)?;
         return Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed);
     }
-    let failed = |source: KubeconfigError| ConfigError::Environment(Box::new(source));
+    let failed = |reason: KubeconfigError| ConfigError::Environment(Box::new(reason));
     if let Some(file) = Kubeconfig::from_env().map_err(failed)? {
         return Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed);
     }
@@ -84,9 +84,9 @@ pub async fn config(kubeconfig: Option<&Path>) -> Result<Config, ConfigError> {
 
 /// A client. It works on the tokio runtime in which it is made. Every answer is noted in `contacts`.
 pub fn client(config: &Config, contacts: &Contacts) -> Result<Client, ConfigError> {
-    build(config, contacts).map_err(|source| ConfigError::Client {
+    build(config, contacts).map_err(|reason| ConfigError::Client {
         server: config.cluster_url.to_string(),
-        source: Box::new(source),
+        reason: Box::new(reason),
     })
 }
 
