@@ -29,9 +29,13 @@ pub fn image() -> Result<PathBuf> {
 
 /// Installs the development overlay and waits until every agent is ready.
 pub fn install(cluster: &Cluster) -> Result<()> {
-    let manifests = deploy::render("overlays/dev")?;
+    install_manifests(cluster, &deploy::render("overlays/dev")?)
+}
+
+/// Installs these manifests and waits until every agent is ready.
+pub fn install_manifests(cluster: &Cluster, manifests: &str) -> Result<()> {
     // What is of a kind that is defined in the same file is known to the server a moment later.
-    cluster.apply(&manifests)?;
+    cluster.apply(manifests)?;
     cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
     cluster.wait_rollout(NAMESPACE, "daemonset/portcullis")
 }

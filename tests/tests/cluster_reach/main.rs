@@ -1,0 +1,168 @@
+//! Who reaches whom in a real cluster of two nodes, with Portcullis from its image and its manifests: pods, services, the
+//! API server, the nodes' network, the kubelet's probes and what comes from outside, by every way.
+//!
+//! The first cluster is installed as a person does it, in Audit mode, and then told to enforce.
+
+mod alive;
+mod audit;
+mod count;
+mod nodes;
+mod objects;
+mod outside;
+mod people;
+mod shop;
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use portcullis_tests::cluster::{Cluster, Options, Pods, Proxy};
+use portcullis_tests::cluster_probe::{self, Check};
+use portcullis_tests::installed::{self, Wanted};
+use portcullis_tests::{deploy, privileged_test};
+use serde_json::{Value, json};
+
+use crate::objects::World;
+
+/// Every namespace with pods of the test.
+const NAMESPACES: [&str; 6] =
+    [shop::SHOP, shop::OTHER, nodes::NODES, outside::EDGE, alive::CLOSED, count::COUNT];
+
+#[test]
+fn routed_pods_and_iptables() -> Result<()> {
+    privileged_test(|| {
+        let clock = Clock::start();
+        let cluster = up(Pods::Routed, Proxy::Iptables)?;
+        clock.note("the cluster is up");
+        // As a person installs it; the image is there under the name of the released one.
+        for node in cluster.nodes() {
+            node.ctr([
+                "images",
+                "tag",
+                "docker.io/library/portcullis:dev",
+                "docker.io/library/portcullis:0.1.0",
+            ])?;
+        }
+        installed::install_manifests(
+            &cluster,
+            &std::fs::read_to_string(deploy::folder().join("portcullis.yaml"))?,
+        )?;
+        clock.note("Portcullis is installed from deploy/portcullis.yaml");
+        let world = start(&cluster, &clock)?;
+
+        let mode = cluster.value(installed::NAMESPACE, "configmap/portcullis", "{.data.mode}")?;
+        ensure!(mode == "Audit", "deploy/portcullis.yaml comes in mode {mode}");
+        installed::set_mode(&cluster, "Audit")?;
+        try_all(&cluster, &clock, "in Audit mode", &shop::reach(&world, true)?)?;
+        ensure!(audit::count(&cluster, "intruder", "audit")? >= 1.0, "nothing was counted as audited");
+        ensure!(audit::count(&cluster, "intruder", "deny")? == 0.0, "something was denied in Audit mode");
+        let held = audit::Held::open(&cluster, &world)?;
+        held.is_alive()?;
+        ensure!(audit::count(&cluster, "late", "audit")? >= 1.0, "the connection is not counted as audited");
+
+        installed::set_mode(&cluster, "Enforce")?;
+        clock.note("Portcullis enforces");
+        held.is_cut(&cluster)?;
+        drop(held);
+        clock.note("the audited connection is cut");
+        enforced(&cluster, &clock, &world)?;
+        people::dumps(&cluster)?;
+        clock.note("dumps have names");
+        cluster.down()?;
+        clock.note("the cluster is down");
+        Ok(())
+    })
+}
+
+#[test]
+fn bridged_pods_and_nftables() -> Result<()> {
+    privileged_test(|| {
+        let clock = Clock::start();
+        let cluster = up(Pods::Bridged, Proxy::Nftables)?;
+        clock.note("the cluster is up");
+        installed::install(&cluster)?;
+        installed::set_mode(&cluster, "Enforce")?;
+        clock.note("Portcullis is installed and enforces");
+        let world = start(&cluster, &clock)?;
+        enforced(&cluster, &clock, &world)?;
+        cluster.down()?;
+        clock.note("the cluster is down");
+        Ok(())
+    })
+}
+
+fn up(pods: Pods, proxy: Proxy) -> Result<Cluster> {
+    Cluster::up(&Options { pods, proxy, images: vec![installed::image()?], ..Options::default() })
+}
+
+/// Starts all pods, applies all policies, and waits until everything is programmed.
+fn start(cluster: &Cluster, clock: &Clock) -> Result<World> {
+    let workloads =
+        [shop::workloads(), nodes::workloads(), outside::workloads(), alive::workloads(), count::workloads()];
+    cluster.apply(&list(&workloads.concat()))?;
+    outside::balance(cluster)?;
+    let policies =
+        [shop::policies(), nodes::policies(), outside::policies(), alive::policies(), count::policies()];
+    cluster.apply(&list(&policies.concat()))?;
+    for namespace in NAMESPACES {
+        cluster.wait_for(namespace, "pods --all", "condition=Ready")?;
+    }
+    clock.note("all pods are ready");
+    let world = World::read(cluster)?;
+    let policies = [
+        shop::policy_names(),
+        nodes::policy_names(),
+        outside::policy_names(),
+        alive::policy_names(),
+        count::policy_names(),
+    ];
+    let mut pods = world.names(&NAMESPACES);
+    // Pods on the network of their node have its addresses.
+    pods.retain(|ip, _| !(0..2).any(|node| objects::node(node).contains(ip)));
+    installed::wait_programmed(cluster, &Wanted { policies: policies.concat(), pods })?;
+    clock.note("everything is programmed");
+    Ok(world)
+}
+
+/// What must hold where Portcullis enforces.
+fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
+    let parts = [
+        ("the shop", shop::reach(world, false)?),
+        ("API server and nodes", nodes::reach(world)?),
+        ("from outside", outside::reach(world)?),
+    ];
+    // What differs in one part does not hide what differs in the next one.
+    let failed: Vec<String> = parts
+        .iter()
+        .filter_map(|(what, checks)| try_all(cluster, clock, what, checks).err())
+        .map(|error| format!("{error:#}"))
+        .collect();
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    let denied = count::exactly(cluster, world)?;
+    clock.note(&format!("metrics: {denied} denied connections are counted where they were denied"));
+    alive::hold(cluster)?;
+    clock.note("the kubelets' probes hold");
+    Ok(())
+}
+
+fn try_all(cluster: &Cluster, clock: &Clock, what: &str, checks: &[Check]) -> Result<()> {
+    let report = cluster_probe::check(cluster, checks)?;
+    clock.note(&format!("{what}: {} probes, {} of them answered", report.probes, report.answers));
+    report.into_result()
+}
+
+fn list(objects: &[Value]) -> String {
+    json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
+}
+
+/// Says how long things take.
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn note(&self, what: &str) {
+        println!("{:>5.1} s  {what}", self.0.elapsed().as_secs_f64());
+    }
+}
