@@ -75,7 +75,7 @@ pub enum Object {
 
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of the API of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a pod, each with a name")]
 pub struct Pod {
     /// Namespace.
     pub namespace: String,

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::sync::watch;
 
-pub use store::{KINDS, Store};
+pub use store::Store;
 
 /// A way to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

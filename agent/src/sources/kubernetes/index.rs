@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher as _, Hasher, RandomState};
+use std::num::NonZero;
 
 use super::item::Id;
+use super::uid::Uid;
 use crate::model::{Object, ObjectKey, ObjectKind};
 use crate::sources::SourceEvent;
 
@@ -27,9 +29,9 @@ pub(super) struct Index {
 
 #[derive(Debug)]
 struct Record {
-    uid: Box<str>,
+    uid: Uid,
     /// Of the object that the consumer knows; `None` if it was never told of one.
-    sent: Option<u64>,
+    sent: Option<NonZero<u64>>,
     /// The list in which it was seen last.
     list: u32,
 }
@@ -60,15 +62,13 @@ impl Index {
         let hash = object.as_ref().map(|object| hash(&self.hashes, object));
         let key = show(&id.namespace, &id.name);
         let list = self.list;
-        let record = self.records.entry(key.into()).or_insert_with(|| Record {
-            uid: id.uid.as_str().into(),
-            sent: None,
-            list,
-        });
+        let uid = Uid::from(id.uid.as_str());
+        let record =
+            self.records.entry(key.into()).or_insert_with(|| Record { uid: uid.clone(), sent: None, list });
         record.list = list;
-        if *record.uid != *id.uid {
+        if record.uid != uid {
             // Another object of the same name. The end of the old one was missed, or comes later.
-            let old = std::mem::replace(&mut record.uid, id.uid.as_str().into());
+            let old = std::mem::replace(&mut record.uid, uid);
             let told = record.sent.take().is_some();
             self.sent -= usize::from(told);
             if told && (self.kind == ObjectKind::Pod || object.is_none()) {
@@ -86,7 +86,7 @@ impl Index {
     /// An object is gone, if it is still the one that is known.
     pub fn remove(&mut self, id: &Id, events: &mut Vec<SourceEvent>) {
         let key = show(&id.namespace, &id.name);
-        if self.records.get(key.as_str()).is_some_and(|record| *record.uid == *id.uid)
+        if self.records.get(key.as_str()).is_some_and(|record| record.uid == id.uid.as_str().into())
             && let Some(record) = self.records.remove(key.as_str())
             && record.sent.is_some()
         {
@@ -117,10 +117,10 @@ impl Index {
     }
 }
 
-fn delete(kind: ObjectKind, namespace: &str, name: &str, uid: &str) -> SourceEvent {
+fn delete(kind: ObjectKind, namespace: &str, name: &str, uid: &Uid) -> SourceEvent {
     SourceEvent::Delete {
         key: ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() },
-        uid: (kind == ObjectKind::Pod).then(|| uid.to_owned()),
+        uid: (kind == ObjectKind::Pod).then(|| uid.to_string()),
     }
 }
 
@@ -130,7 +130,7 @@ pub(super) fn show(namespace: &str, name: &str) -> String {
 }
 
 /// A hash of everything in an object. The types of the API cannot be hashed, but all of them can be written.
-fn hash(hashes: &RandomState, object: &Object) -> u64 {
+fn hash(hashes: &RandomState, object: &Object) -> NonZero<u64> {
     struct Writer<H>(H);
     impl<H: Hasher> fmt::Write for Writer<H> {
         fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -141,7 +141,7 @@ fn hash(hashes: &RandomState, object: &Object) -> u64 {
     let mut writer = Writer(hashes.build_hasher());
     // Our writer does not fail.
     let _ = write!(writer, "{object:?}");
-    writer.0.finish()
+    NonZero::new(writer.0.finish()).unwrap_or(NonZero::<u64>::MIN)
 }
 
 #[cfg(test)]

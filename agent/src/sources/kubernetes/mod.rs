@@ -13,6 +13,7 @@ mod item;
 mod kinds;
 mod narrow;
 mod status;
+mod uid;
 mod watch;
 mod worker;
 

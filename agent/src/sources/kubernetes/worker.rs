@@ -191,19 +191,14 @@ impl Worker {
                 kind.failure = None;
             }
             match &kind.failure {
-                Some((first, failure)) if failure.cause == Cause::Silent => {
-                    if !kind.listed || first.elapsed() >= self.pace.patience {
+                Some((first, failure)) if kind.is_worth_telling(*first, failure, self.pace) => {
+                    if failure.cause == Cause::Silent {
                         silent.entry(failure.message.clone()).or_default().push(about);
-                    }
-                }
-                Some((first, failure)) => {
-                    let lasting = first.elapsed() >= self.pace.patience;
-                    let at_once = matches!(failure.cause, Cause::Forbidden | Cause::Unauthorized);
-                    if !kind.listed || lasting || at_once {
+                    } else {
                         problems.push(problem_of(about, failure, kind.listed));
                     }
                 }
-                None => {}
+                _ => {}
             }
             for (name, texts) in &kind.unclear {
                 let problem = |text: &String| SourceProblem {
@@ -278,6 +273,14 @@ impl Worker {
             silent_since: silent.filter_map(|kind| self.contacts.last_time(kind.about.plural)).min(),
             kinds: kinds.collect(),
         }
+    }
+}
+
+impl Followed {
+    /// Short interruptions are normal and pass; what a person must mend does not.
+    fn is_worth_telling(&self, first: Instant, failure: &Failure, pace: Pace) -> bool {
+        let for_people = matches!(failure.cause, Cause::Forbidden | Cause::Unauthorized);
+        !self.listed || for_people || first.elapsed() >= pace.patience
     }
 }
 
