@@ -458,12 +458,12 @@ fn an_interface_that_sees_one_direction_only_is_told_from_others() {
         let syn = Packet::tcp("10.0.0.2", 80, "10.0.0.3", 8000, flags::SYN);
         let ack = Packet::tcp("10.0.0.2", 80, "10.0.0.3", 8000, flags::ACK);
         assert!(f.sends(&syn) && f.sends(&syn));
-        assert_eq!(one_sided(f), [], "nobody has answered yet, and nobody pretends so");
+        assert_eq!(one_sided(f), [0; 0], "nobody has answered yet, and nobody pretends so");
         // The answer went past us.
         assert!(f.sends(&ack));
         assert_eq!(one_sided(f), [1]);
         assert!(f.receives(&Packet::tcp("10.0.0.3", 8000, "10.0.0.2", 80, flags::SYN | flags::ACK)));
-        assert_eq!(one_sided(f), [], "it was only late");
+        assert_eq!(one_sided(f), [0; 0], "it was only late");
     });
 }
 
