@@ -231,6 +231,16 @@ fn kernel(
             }
         }
     }
+    for ifindex in reader.one_sided()? {
+        findings.push(Finding::warn(
+            "hooks",
+            format!(
+                "{} has connections that were seen in one direction only: packets go past one of our programs",
+                interface(names, ifindex)
+            ),
+            "look for a dataplane that redirects into pods (bpf_redirect_peer), and switch that off",
+        ));
+    }
     if report.endpoints.unknown > 0 {
         findings.push(Finding::warn(
             "endpoints",

@@ -74,7 +74,6 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     })?;
     let mut datapath = open_datapath(args)?;
     let first_start = !datapath.adopted();
-
     let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
     let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED, COVERED]);
     serve(args.metrics_address, metrics.clone(), readiness.clone())?;

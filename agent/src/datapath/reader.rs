@@ -10,14 +10,14 @@ use aya::maps::lpm_trie::Key;
 use aya::programs::links::{FdLink, PinnedLink};
 use ipnet::IpNet;
 use portcullis_common::abi::{Addr6, Digest, Endpoint, Mode, NumberKey, PairKey, config, names};
-use portcullis_common::flow::Flow;
+use portcullis_common::flow::{Flow, FlowKey4, FlowKey6, state};
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{Decision, PortKey, PortStep, Row, RowKey};
 use portcullis_common::{Direction, Kind, Reason};
 
 use super::inspect::{self, AnyKey, PairCounters, Usage};
 use super::kernel::KernelMaps;
-use super::{DatapathError, HookState, Pins, attach, batch};
+use super::{DatapathError, HookState, Pins, attach, batch, probe};
 
 /// The pinned maps, open for reading.
 #[derive(Debug)]
@@ -122,6 +122,37 @@ impl Reader {
     /// The flows of the endpoint in a slot.
     pub fn flows(&self, slot: u32) -> Result<Vec<(AnyKey, Flow)>, DatapathError> {
         inspect::flows(&self.pins, slot)
+    }
+
+    /// The interfaces with a TCP connection whose opener goes on as if it had been answered, while our programs saw no
+    /// answer: it goes by a way past one of the hooks.
+    ///
+    /// # Errors
+    /// If a map or the kernel's tick counter cannot be read.
+    pub fn one_sided(&self) -> Result<BTreeSet<u32>, DatapathError> {
+        let now =
+            probe::jiffies().map_err(|error| DatapathError::System { call: "reading jiffies", error })?;
+        let tells = |flow: &Flow| {
+            #[expect(clippy::cast_possible_truncation, reason = "the low halves are compared, across a wrap")]
+            let idle = now.wrapping_sub(flow.last_seen as u32);
+            let alive = idle <= flow.timeout || idle > u32::MAX / 2;
+            alive && flow.state & state::UNHEARD != 0 && flow.state & state::LIFE != state::OPEN
+        };
+        let mut found = BTreeSet::new();
+        for (slot, endpoint) in self.endpoints()? {
+            let mut told = false;
+            let pins = [self.pins.flow(slot, 4), self.pins.flow(slot, 6)];
+            if !pins.iter().all(|pin| pin.exists()) {
+                // The endpoint is coming or going.
+                continue;
+            }
+            batch::for_each(&pins[0], names::FLOWS4, &mut |_: FlowKey4, flow| told |= tells(&flow))?;
+            batch::for_each(&pins[1], names::FLOWS6, &mut |_: FlowKey6, flow| told |= tells(&flow))?;
+            if told {
+                found.insert(endpoint.ifindex);
+            }
+        }
+        Ok(found)
     }
 
     /// Which pair a counter slot belongs to.
