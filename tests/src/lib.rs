@@ -5,6 +5,7 @@
 //! carry the process id of the test ([`owner`]), so that two runs on one machine leave each other alone.
 
 pub mod agent;
+pub mod apiserver;
 pub mod cluster;
 #[cfg(feature = "agent")]
 pub mod cluster_probe;
@@ -34,6 +35,7 @@ pub mod temp;
 pub mod traffic;
 
 pub use agent::{Agent, AgentBuilder};
+pub use apiserver::ApiServer;
 pub use cluster::Cluster;
 pub use manifests::{Manifests, PodObject};
 pub use netns::Namespace;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use portcullis_common::abi::Mode;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::cli::AgentArgs;
@@ -26,12 +26,14 @@ use crate::cni::CniCache;
 use crate::datapath::{Datapath, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
+use crate::kubernetes::Contacts;
 use crate::metrics::{AgentMetrics, Readiness, Server};
 use crate::model::{Settings, World};
 use crate::sources::kubernetes::{self, KubernetesSource};
 use crate::sources::manifests::ManifestsSource;
 use crate::sources::{Batch, Source};
 use crate::state::State;
+use crate::status_writer::{self, StatusWriter, Verdicts, WriterState};
 use bindings::Bindings;
 use owner::Owner;
 
@@ -101,6 +103,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     );
 
     let (sender, mut batches) = mpsc::channel::<Batch>(64);
+    let conditions = connection.clone().map(|config| Conditions::start(args, config)).transpose()?;
     let source = start_source(args, connection, &metrics, sender)?;
     let mut watcher = endpoints::Watcher::spawn(endpoints::Options::default())?;
     let mut links = watcher.snapshots();
@@ -112,6 +115,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let mut agent = Agent {
         run_dir,
         source,
+        conditions,
         metrics,
         readiness,
         denials,
@@ -254,6 +258,8 @@ fn earlier_names(run_dir: &Path) -> Earlier {
 struct Agent<'a> {
     run_dir: &'a Path,
     source: Source,
+    /// Of our policies, where there is somebody to tell.
+    conditions: Option<Conditions>,
     metrics: AgentMetrics,
     readiness: Readiness,
     denials: denials::Denials,
@@ -270,9 +276,43 @@ struct Agent<'a> {
     retry: Retry,
 }
 
+/// The conditions in the status of our policies.
+#[derive(Debug)]
+struct Conditions {
+    verdicts: watch::Sender<Arc<Verdicts>>,
+    writer: StatusWriter,
+}
+
+impl Conditions {
+    fn start(args: &AgentArgs, config: kube::Config) -> anyhow::Result<Self> {
+        let (verdicts, receiver) = watch::channel(Arc::default());
+        let options = status_writer::Options {
+            namespace: args.namespace.clone(),
+            node: args.node_name()?,
+            pace: status_writer::Pace::default(),
+        };
+        // Contacts of its own: how old the source's knowledge is does not depend on what is written.
+        let client =
+            move || crate::kubernetes::client(&config, &Contacts::new([])).map_err(|error| error.to_string());
+        Ok(Self { verdicts, writer: StatusWriter::start(client, options, receiver)? })
+    }
+
+    fn tell(&self, owner: &Owner) {
+        let verdicts = report::verdicts(owner);
+        self.verdicts.send_if_modified(|before| {
+            let changed = **before != verdicts;
+            if changed {
+                *before = Arc::new(verdicts);
+            }
+            changed
+        });
+    }
+}
+
 /// What changes without an event.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
+    writer: WriterState,
     hooks: owner::Hooks,
     uncovered: BTreeMap<String, Vec<IpAddr>>,
 }
@@ -364,9 +404,24 @@ impl Agent<'_> {
         self.retry.is_due(wanted, Instant::now())
     }
 
-    /// Writes the names file if it changed.
+    /// How the writer of conditions is, if there is one.
+    fn writer(&self) -> WriterState {
+        self.conditions.as_ref().map(|c| c.writer.state().borrow().clone()).unwrap_or_default()
+    }
+
+    /// Writes the names file if it changed, and tells the writer of conditions.
     fn report(&mut self, owner: &Owner) {
-        let now = report::state(owner, &self.source);
+        let writer = self.writer();
+        let now = State {
+            writes_status: self.conditions.as_ref().map(|_| writer.leading),
+            status_error: writer.error,
+            ..report::state(owner, &self.source)
+        };
+        if self.earlier.is_none()
+            && let Some(conditions) = &self.conditions
+        {
+            conditions.tell(owner);
+        }
         let state = match &self.earlier {
             None => now,
             Some(earlier) => report::before_programming(now, earlier.state()),
@@ -426,7 +481,7 @@ impl Agent<'_> {
                 some.join(", ")
             ),
         );
-        let seen = Seen { hooks, uncovered: uncovered.clone() };
+        let seen = Seen { writer: self.writer(), hooks, uncovered: uncovered.clone() };
         let changed = self.seen.as_ref() != Some(&seen);
         self.seen = Some(seen);
         changed

@@ -11,8 +11,8 @@ use crate::datapath::HookState;
 use crate::model::{IdentityPolicy, World};
 use crate::policy::summarize;
 use crate::sources::Source;
-use crate::status_writer::{Verdict, Verdicts};
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
+use crate::status_writer::{Verdict, Verdicts};
 
 /// Seconds since the epoch.
 fn seconds(time: SystemTime) -> u64 {
@@ -82,6 +82,7 @@ pub fn state(owner: &Owner, source: &Source) -> State {
             .collect(),
         problems,
         errors: owner.errors.clone(),
+        ..State::default()
     }
 }
 
@@ -99,11 +100,11 @@ pub fn verdicts(owner: &Owner) -> Verdicts {
     for problem in &owner.problems {
         problems.entry(problem.place.clone()).or_default().push(problem.message.clone());
     }
-    let verdict = |policy: &IdentityPolicy| {
+    let mut verdict = |policy: &IdentityPolicy| {
         let object = format!("IdentityPolicy {}/{}", policy.namespace, policy.name);
         Verdict { generation: policy.generation, problems: problems.remove(&object).unwrap_or_default() }
     };
-    owner.world.identity_policies.keys().cloned().zip(owner.world.identity_policies.values().map(verdict)).collect()
+    owner.world.identity_policies.iter().map(|(key, policy)| (key.clone(), verdict(policy))).collect()
 }
 
 /// Where the mode comes from.

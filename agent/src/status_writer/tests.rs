@@ -100,8 +100,7 @@ impl Server {
                 store.lease = Some(lease.clone());
                 (200, lease)
             }
-            (_, [.., "identitypolicies" | "status"] | [.., "identitypolicies", _]) if store.forbidden =>
-            {
+            (_, [.., "identitypolicies" | "status"] | [.., "identitypolicies", _]) if store.forbidden => {
                 failure(403, "Forbidden")
             }
             ("GET", [.., "identitypolicies"]) => {

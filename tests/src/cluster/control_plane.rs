@@ -143,7 +143,7 @@ const PUBLIC_KEY: &[u8] = &[
 ];
 
 /// A key that signs service accounts' tokens, and the public key that they are checked with.
-fn signing_key() -> Result<(String, String)> {
+pub(crate) fn signing_key() -> Result<(String, String)> {
     let (random, curve) = (SystemRandom::new(), &ECDSA_P256_SHA256_ASN1_SIGNING);
     let private = EcdsaKeyPair::generate_pkcs8(curve, &random);
     let private = private.map_err(|_| anyhow::anyhow!("the system gives no random numbers for a key"))?;

@@ -7,7 +7,7 @@
 pub mod archive;
 pub mod binaries;
 mod cgroups;
-mod control_plane;
+pub(crate) mod control_plane;
 mod daemon;
 pub mod http;
 pub mod images;
