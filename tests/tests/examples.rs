@@ -88,9 +88,11 @@ fn checks(
     let mut checks = Vec::new();
     for example in examples {
         for line in &example.table.expect {
-            let line = Line { verdict: verdict(line), ..line.clone() };
-            let mut found = live.checks(&line, &example.table, workloads)?;
-            found.iter_mut().for_each(|check| check.what = format!("{}: {}", example.name, check.what));
+            let wanted = Line { verdict: verdict(line), ..line.clone() };
+            let mut found = live.checks(&wanted, &example.table, workloads)?;
+            for check in &mut found {
+                check.what = format!("{}: {}", example.name, check.what);
+            }
             checks.extend(found);
         }
     }
