@@ -259,6 +259,20 @@ impl Cluster {
         })
     }
 
+    /// The network of a pod that runs, for sockets of the test's own in it.
+    pub fn pod_namespace(&self, namespace: &str, pod: &str) -> Result<Namespace> {
+        let place = self.value(
+            namespace,
+            &format!("pod/{pod}"),
+            "{.spec.nodeName} {.status.containerStatuses[0].containerID}",
+        )?;
+        let found = place.split_once(' ').and_then(|(node, id)| Some((node, id.split_once("://")?.1)));
+        let (node, id) = found.with_context(|| format!("the pod {namespace}/{pod} does not run: {place}"))?;
+        let node =
+            (0..self.nodes.len()).find(|i| names::node(*i) == node).context("a node that is not ours")?;
+        Ok(Namespace::of_process(self.node(node).container_process(id)?, pod))
+    }
+
     /// A path of node `i`'s server on `port`, as one asks for metrics: from inside the node, over loopback.
     pub fn http_get(&self, i: usize, port: u16, path: &str) -> Result<http::Answer> {
         http::get(&self.node(i).place.net, SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), port), path)
