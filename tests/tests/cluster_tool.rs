@@ -91,6 +91,13 @@ fn everyone_reaches_everyone(cluster: &Cluster) -> Result<()> {
             })?;
         }
     }
+    for name in ["web", "web.default.svc.cluster.local"] {
+        cluster.exec(
+            "default",
+            &here.name,
+            ["/agnhost", "connect", "--timeout=5s", &format!("{name}:80")],
+        )?;
+    }
     // From outside: a port of the node, and the pod itself.
     let deadline = Duration::from_secs(5);
     for i in 0..2 {
@@ -125,7 +132,7 @@ fn everyone_reaches_everyone(cluster: &Cluster) -> Result<()> {
 /// What a person does with pods goes through the kubelets, and so do a pod's own ways to the API server.
 fn pods_are_reached_by_kubectl_and_reach_the_api_server(cluster: &Cluster) -> Result<()> {
     let here = web_on(cluster, "node0")?;
-    assert_eq!(cluster.exec("default", &here.name, ["printenv", "NODE"])?.trim(), "node0");
+    assert_eq!(cluster.exec("default", &here.name, ["sh", "-c", "echo $NODE"])?.trim(), "node0");
     assert!(cluster.kubectl(["logs", &here.name])?.contains("Started HTTP server"));
     let script = "cd /var/run/secrets/kubernetes.io/serviceaccount && timeout 5 wget -q -O - --no-check-certificate \
                   --header \"Authorization: Bearer $(cat token)\" \

@@ -130,6 +130,14 @@ impl ClusterNode {
         Ok(())
     }
 
+    /// Waits until the kubelet takes requests: for commands and logs.
+    pub fn wait_for_kubelet(&self) -> Result<()> {
+        let at = (node_addresses(self.i).0, 10250).into();
+        self.wait_for(&self.daemon("kubelet"), || {
+            self.place.net.tcp_connect(at, std::time::Duration::from_secs(1)).is_ok()
+        })
+    }
+
     /// Starts kube-proxy.
     pub fn start_proxy(&self, options: &Options) -> Result<()> {
         let args = [

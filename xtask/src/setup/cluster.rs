@@ -47,6 +47,13 @@ pub fn needs(apt: bool, needs: &mut Vec<Need>) {
             remedy: system(apt, &packages),
         });
     }
+    if binaries::find(binaries::DNS_SERVER).is_err() {
+        needs.push(Need {
+            what: "CoreDNS",
+            why: "names in the test clusters (compiles for 2 minutes on 2 cores, once)",
+            remedy: go(|| built(&binaries::coredns(), "coredns", &[], &[".".to_owned()])),
+        });
+    }
     let unbuilt = binaries::missing_kubernetes();
     if !unbuilt.is_empty() {
         needs.push(Need {
@@ -130,6 +137,9 @@ fn kubernetes(unbuilt: &[&str]) -> Vec<Line> {
 
 #[cfg(test)]
 mod tests {
+    use portcullis_tests::cluster::binaries::COREDNS;
+    use portcullis_tests::cluster::images;
+
     use super::*;
 
     #[test]
@@ -140,6 +150,13 @@ mod tests {
         for package in PACKAGES {
             assert!(tools.contains(&format!("\"k8s.io/kubernetes/{package}\"")), "{package}");
         }
+    }
+
+    #[test]
+    fn the_pinned_dns_server_is_that_of_the_image() {
+        let module = include_str!("../../coredns/go.mod");
+        assert!(module.contains(&format!("github.com/coredns/coredns v{COREDNS}")));
+        assert!(images::COREDNS.ends_with(&format!(":v{COREDNS}")));
     }
 
     #[test]
