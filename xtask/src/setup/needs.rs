@@ -53,6 +53,8 @@ pub struct Purpose {
 impl Purpose {
     /// The demo, the benchmark.
     pub const DEMO: Self = Self { build: true, image: false, cluster: false, ci: false };
+    /// The container image.
+    pub const IMAGE: Self = Self { build: true, image: true, cluster: false, ci: false };
     /// A cluster to play with.
     pub const CLUSTER: Self = Self { build: false, image: false, cluster: true, ci: false };
     /// Every test.
