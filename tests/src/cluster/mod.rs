@@ -313,7 +313,7 @@ impl Cluster {
         self.daemons.stop(&self.node(i).daemon("kubelet"))
     }
 
-    /// Starts the kubelet of node `i` again and waits until it answers.
+    /// Starts the kubelet of node `i` again and waits until it answers; it finds its pods again a moment later.
     pub fn start_kubelet(&self, i: usize) -> Result<()> {
         self.node(i).start_kubelet()?;
         self.node(i).wait_for_kubelet()
