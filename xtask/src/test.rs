@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use portcullis_tests::cluster::teardown::sweep;
 use portcullis_tests::privileged::{TEARDOWN, describe, leftovers, require_privileges};
 use portcullis_tests::residue::Snapshot;
 
@@ -43,12 +44,16 @@ pub fn all(name: Option<&str>) -> Tally {
 }
 
 fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
-    crate::setup::ensure_ready()?;
+    crate::setup::ensure_ready(crate::setup::Purpose::TEST)?;
     require_privileges()?;
     // The same packages in both commands, so that nothing is compiled twice with different features.
     let mut tests = cargo::executables(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;
     tests.retain(|found| found.test);
     let agent = cargo::program(&cargo::executables(["build", "--workspace", "--bins"])?, "portcullis")?;
+    // A cluster runs on without the test that made it, and takes memory and processors from the tests to come.
+    for name in sweep()? {
+        println!("note: an earlier run was cut off and left a cluster; removed: {}", name.as_str());
+    }
     for thing in Snapshot::take().orphans() {
         println!("note: an earlier run was cut off and left behind: {thing}");
     }
