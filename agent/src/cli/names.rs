@@ -56,6 +56,7 @@ impl Names {
                 Kind::Node => "any other node".to_owned(),
                 Kind::World => "anywhere else outside".to_owned(),
                 Kind::Unmanaged => "unmanaged addresses".to_owned(),
+                Kind::Service => "addresses of services".to_owned(),
             };
         }
         match self.state.peers.get(&number) {

@@ -15,6 +15,7 @@ mod linked;
 mod network_policy;
 mod population;
 mod selector;
+mod services;
 mod subjects;
 mod summary;
 #[cfg(test)]
@@ -25,4 +26,5 @@ pub use compile::compile;
 pub use desired::*;
 pub use host_maps::HostMaps;
 pub use selector::{Accounts, BadSelector, Namespaces, PodSelector, Selector};
+pub use services::{row_of_set, service_address, service_key};
 pub use summary::{PolicySummary, summarize};
