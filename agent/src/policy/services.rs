@@ -4,7 +4,7 @@
 //! endpoint counts. Endpoints that policies cannot tell apart are one entry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -52,6 +52,11 @@ pub fn service_address(key: &ServiceKey) -> IpAddr {
     } else {
         IpAddr::from(key.address.to_bytes())
     }
+}
+
+/// A frontend in words: `10.96.0.1:80/TCP`, `0.0.0.0:30080/TCP` for those of every node.
+pub fn frontend_text(key: &ServiceKey) -> String {
+    format!("{}/{}", SocketAddr::new(service_address(key), key.port), protocol_name(key.protocol))
 }
 
 /// The row of an endpoint set: what the rows of a subject say about all of its endpoints together.

@@ -4,12 +4,14 @@ use portcullis_common::service::{SERVICE_COMPILED, Service, ServiceEntry};
 use portcullis_common::{Identity, Kind};
 
 use super::*;
-use crate::model::{EndpointPort, EndpointSlice, Service as Object_, ServiceCidr, ServicePort, TargetPort};
+use crate::model::{
+    EndpointPort, EndpointSlice, Service as ServiceObject, ServiceCidr, ServicePort, TargetPort,
+};
 use crate::policy::service_key;
 
 /// A service `shop/<name>` on TCP port 80, named `http`.
-fn service(name: &str, cluster: &[&str]) -> Object_ {
-    Object_ {
+fn service(name: &str, cluster: &[&str]) -> ServiceObject {
+    ServiceObject {
         namespace: "shop".into(),
         name: name.into(),
         cluster_addresses: cluster.iter().map(|text| ip(text)).collect(),
@@ -20,7 +22,7 @@ fn service(name: &str, cluster: &[&str]) -> Object_ {
             node_port: None,
             target: TargetPort::Number(80),
         }],
-        ..Object_::default()
+        ..ServiceObject::default()
     }
 }
 
@@ -41,7 +43,7 @@ fn agent(node: &str) -> Pod {
 }
 
 impl Cluster {
-    fn service(mut self, service: Object_) -> Self {
+    fn service(mut self, service: ServiceObject) -> Self {
         self.0.apply(Object::Service(service));
         self
     }
@@ -139,7 +141,9 @@ fn an_endpoint_is_judged_again_where_an_agent_sees_the_pod_s_address() {
         ("world", 8080, false),
     ];
     assert_eq!(compiled.entries("10.96.0.1", 80), wanted);
-    wanted.iter_mut().for_each(|entry| entry.2 = false);
+    for entry in &mut wanted {
+        entry.2 = false;
+    }
     for (address, port) in [("192.0.2.80", 80), ("0.0.0.0", 30080)] {
         assert_eq!(compiled.entries(address, port), wanted, "{address}: what goes there is masqueraded");
     }
