@@ -442,6 +442,16 @@ pub fn judge<F: Family, M: Maps<F>>(
     judgement
 }
 
+/// The whole judgement of a flow, on the host: the kernel takes its steps in functions of their own.
+pub fn judge_flow<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Question<F>) -> Judgement {
+    let mut serving = Serving::default();
+    let mut identity = identify(maps, question.remote);
+    for index in 0..find_address(maps, endpoint, question, &mut identity, &mut serving) {
+        ask_entry(maps, endpoint.subject, question.protocol, index, &mut serving);
+    }
+    judge(maps, endpoint, question, &identity, &serving)
+}
+
 /// The identity of an endpoint of this node, by one of its addresses.
 #[inline(always)]
 fn endpoint_identity<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint) -> Identity {

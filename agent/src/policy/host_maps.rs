@@ -8,8 +8,7 @@ use ipnet::IpNet;
 use portcullis_common::abi::{Addr6, Endpoint, endpoint_flags};
 use portcullis_common::flow::origin;
 use portcullis_common::judge::{
-    Config, Family, Maps, Question, Serving, V4, V6, ask_entry, find_address, identify, judge,
-    without_service,
+    Config, Family, Maps, Question, V4, V6, identify, judge_flow, without_service,
 };
 use portcullis_common::policy::{Decision, PolicyMaps, PortKey, PortStep, Row, RowKey, evaluate};
 use portcullis_common::service::{Service, ServiceKey};
@@ -130,12 +129,7 @@ impl HostMaps {
             opener: Direction::Egress,
             origin: origin::ADDRESS,
         };
-        let mut serving = Serving::default();
-        let mut identity = identify(self, remote);
-        for index in 0..find_address(self, &endpoint, &question, &mut identity, &mut serving) {
-            ask_entry(self, subject, protocol, index, &mut serving);
-        }
-        let judgement = judge(self, &endpoint, &question, &identity, &serving);
+        let judgement = judge_flow(self, &endpoint, &question);
         (judgement.decision, judgement.destination)
     }
 
