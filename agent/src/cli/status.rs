@@ -255,6 +255,13 @@ fn kernel(
             "restart the agent with a larger --ipcache-size or --cidrs-size",
         ));
     }
+    if reader.services_overflow()? {
+        findings.push(Finding::fail(
+            "maps",
+            "some addresses or ports of services found no room, so what may be one of them is denied",
+            "restart the agent with a larger --services-size",
+        ));
+    }
     for Usage { map, entries, capacity } in reader.census()?.usage {
         if capacity > 0 && entries * 100 >= capacity * FULL_PERCENT {
             findings.push(Finding::warn(

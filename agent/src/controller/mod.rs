@@ -217,6 +217,7 @@ fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
         node_name: args.node_name()?,
         namespace: args.namespace.clone(),
         pod_cidrs: args.pod_cidr.clone(),
+        service_cidrs: args.service_cidr.clone(),
         default_verdict: args.default_verdict.into(),
         network_policies: args.network_policies,
         mode: Mode::from(args.mode),

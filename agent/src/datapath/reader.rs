@@ -13,11 +13,13 @@ use portcullis_common::abi::{Addr6, Digest, Endpoint, Mode, NumberKey, PairKey, 
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6, state};
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{Decision, PortKey, PortStep, Row, RowKey};
+use portcullis_common::service::{Service, ServiceKey};
 use portcullis_common::{Direction, Kind, Reason};
 
 use super::inspect::{self, AnyKey, PairCounters, Usage};
 use super::kernel::KernelMaps;
 use super::{DatapathError, HookState, Pins, attach, batch, probe};
+use crate::policy::service_address;
 
 /// The pinned maps, open for reading.
 #[derive(Debug)]
@@ -92,6 +94,11 @@ impl Reader {
     /// Whether some address found no room, so that unknown addresses are denied.
     pub fn overflow(&self) -> Result<bool, DatapathError> {
         Ok(inspect::config_word(&self.maps, config::OVERFLOW)? != 0)
+    }
+
+    /// Whether some frontend of a service found no room, so that what may be one is denied.
+    pub fn services_overflow(&self) -> Result<bool, DatapathError> {
+        Ok(inspect::config_word(&self.maps, config::SERVICES_OVERFLOW)? != 0)
     }
 
     /// The mode that the agent set and the one that `portcullis mode` set.
@@ -193,6 +200,14 @@ impl Reader {
         Ok(found)
     }
 
+    /// The frontends of services, sorted.
+    pub fn services(&self) -> Result<Vec<(ServiceKey, Service)>, DatapathError> {
+        let mut found = Vec::new();
+        self.each(names::SERVICES, &mut |key: ServiceKey, service: Service| found.push((key, service)))?;
+        found.sort_by_key(|(key, _)| (key.family, service_address(key), key.protocol, key.port));
+        Ok(found)
+    }
+
     /// The rows in force of every subject class, sorted.
     pub fn policies(&self) -> Result<Vec<PolicyRow>, DatapathError> {
         let mut subjects = HashMap::new();
@@ -254,6 +269,7 @@ impl Reader {
         count(names::IPCACHE6, entries);
         count(names::CIDRS4, self.count::<Key<u32>, Identity>(names::CIDRS4)?);
         count(names::CIDRS6, self.count::<Key<Addr6>, Identity>(names::CIDRS6)?);
+        count(names::SERVICES, self.count::<ServiceKey, Service>(names::SERVICES)?);
         entries = 0;
         self.each(names::SUBJECTS, &mut |_: u32, rowset: u32| entries += u64::from(rowset != 0))?;
         count(names::SUBJECTS, entries);
