@@ -15,7 +15,7 @@ use portcullis_tests::{eventually, privileged_test};
 /// A server on every node, a client on the first, and a service with a port on the nodes.
 fn workload() -> String {
     format!(
-        r#"
+        r"
 apiVersion: v1
 kind: Service
 metadata: {{name: web}}
@@ -42,7 +42,7 @@ spec:
         readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
         livenessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}
         startupProbe: {{exec: {{command: [/bin/true]}}, periodSeconds: 1}}
-"#,
+",
         agnhost = images::AGNHOST
     )
 }

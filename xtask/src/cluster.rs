@@ -122,7 +122,7 @@ fn exit_code(command: &mut std::process::Command) -> Result<ExitCode> {
 }
 
 fn start(name: &Name, up: &Up) -> Result<ExitCode> {
-    crate::setup::ensure_ready(crate::setup::Purpose::CLUSTER)?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Cluster)?;
     interrupt::watch("the cluster")?;
     let options = Options {
         nodes: up.nodes,

@@ -44,7 +44,7 @@ pub fn all(name: Option<&str>) -> Tally {
 }
 
 fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
-    crate::setup::ensure_ready(crate::setup::Purpose::TEST)?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Test)?;
     require_privileges()?;
     // The same packages in both commands, so that nothing is compiled twice with different features.
     let mut tests = cargo::executables(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;

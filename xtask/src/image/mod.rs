@@ -32,7 +32,7 @@ pub struct Arguments {
 
 /// Builds the archive and says where it is.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    crate::setup::ensure_ready(crate::setup::Purpose::IMAGE)?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Image)?;
     let path = build(arguments.arch, &arguments.tags, &root().join(&arguments.output))?;
     println!("{}", path.display());
     Ok(ExitCode::SUCCESS)

@@ -27,7 +27,7 @@ pub struct Arguments {
 
 /// Installs what is missing.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    install(if arguments.ci { Purpose::CI } else { Purpose::TEST }, arguments.check)
+    install(if arguments.ci { Purpose::Ci } else { Purpose::Test }, arguments.check)
 }
 
 fn install(purpose: Purpose, check: bool) -> Result<ExitCode> {

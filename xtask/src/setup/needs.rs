@@ -38,29 +38,18 @@ pub enum Remedy {
 }
 
 /// What the machine is to be good for.
-#[derive(Debug, Clone, Copy)]
-pub struct Purpose {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
     /// Building the agent and running it.
-    build: bool,
+    Demo,
     /// The container image.
-    image: bool,
-    /// Clusters.
-    cluster: bool,
-    /// The checks of the CI.
-    ci: bool,
-}
-
-impl Purpose {
-    /// The demo, the benchmark.
-    pub const DEMO: Self = Self { build: true, image: false, cluster: false, ci: false };
-    /// The container image.
-    pub const IMAGE: Self = Self { build: true, image: true, cluster: false, ci: false };
+    Image,
     /// A cluster to play with.
-    pub const CLUSTER: Self = Self { build: false, image: false, cluster: true, ci: false };
+    Cluster,
     /// Every test.
-    pub const TEST: Self = Self { build: true, image: true, cluster: true, ci: false };
-    /// What the CI runs.
-    pub const CI: Self = Self { build: true, image: true, cluster: true, ci: true };
+    Test,
+    /// Every test and the checks: what the CI runs.
+    Ci,
 }
 
 /// Everything that is missing, in the order in which it is to be installed.
@@ -79,20 +68,20 @@ pub fn missing(purpose: Purpose) -> Vec<Need> {
             remedy,
         });
     }
-    if purpose.build {
+    if purpose != Purpose::Cluster {
         kernel_side(apt, &mut needs);
     }
-    if purpose.image {
+    if matches!(purpose, Purpose::Image | Purpose::Test | Purpose::Ci) {
         static_binary(apt, &mut needs);
     }
     if !bpffs_is_mounted() {
         let remedy = Remedy::Run(vec![Line::new(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"])]);
         needs.push(Need { what: "bpffs", why: "keeps maps and programs while the agent is down", remedy });
     }
-    if purpose.cluster {
+    if matches!(purpose, Purpose::Cluster | Purpose::Test | Purpose::Ci) {
         super::cluster::needs(apt, &mut needs);
     }
-    if purpose.ci {
+    if purpose == Purpose::Ci {
         ci_tools(&mut needs);
     }
     needs
