@@ -59,10 +59,26 @@ fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
     }
     // Unit tests first: they are quick, and what they find explains what fails later.
     tests.sort_by_key(|found| (is_privileged(found), found.package.clone(), found.target.clone()));
+    let mut image = false;
     for test in &tests {
+        if !image && WITH_IMAGE.contains(&test.target.as_str()) && has_tests(test, name)? {
+            crate::image::build_default()?;
+            image = true;
+        }
         *sum += program(test, &agent, name)?;
     }
     Ok(())
+}
+
+/// Tests of the product as it is installed: they need the container image.
+const WITH_IMAGE: &[&str] = &["examples", "cluster_reach", "cluster_life"];
+
+/// Whether a test program has tests of this name.
+fn has_tests(test: &Executable, name: Option<&str>) -> Result<bool> {
+    let mut command = Command::new(&test.path);
+    command.args(name.filter(|name| *name != test.target)).arg("--list");
+    let output = command.output().with_context(|| format!("listing the tests of {}", test.title()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.ends_with(": test")))
 }
 
 /// Integration tests of the tests' package load programs and make namespaces; nothing else does.

@@ -38,6 +38,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Builds the image that the tests install: of this machine's architecture, with the name and at the place that
+/// `cargo xtask image` gives it.
+pub fn build_default() -> Result<PathBuf> {
+    let output = root().join("target/image/portcullis.tar");
+    build(Target::native(), &["portcullis:dev".to_owned()], &output)
+}
+
 /// Builds the binary and writes the archive.
 fn build(arch: Target, tags: &[String], output: &Path) -> Result<PathBuf> {
     let binary = arch.build()?;
