@@ -31,6 +31,8 @@ pub mod names {
     pub const CIDRS4: &str = "CIDRS4";
     /// IPv6 prefix to [`crate::Identity`].
     pub const CIDRS6: &str = "CIDRS6";
+    /// [`crate::service::ServiceKey`] to [`crate::service::Service`].
+    pub const SERVICES: &str = "SERVICES";
     /// Subject class to the number of its rows in force.
     pub const SUBJECTS: &str = "SUBJECTS";
     /// [`crate::policy::RowKey`] to [`crate::policy::Row`].
@@ -66,6 +68,7 @@ pub mod names {
         IPCACHE6,
         CIDRS4,
         CIDRS6,
+        SERVICES,
         SUBJECTS,
         ROWS,
         PORTS,
@@ -101,8 +104,20 @@ pub mod config {
     pub const SLOT_CAPACITY: u32 = 6;
     /// Not `0`: an address or prefix found no room, so addresses that no map knows may be anybody's and are denied.
     pub const OVERFLOW: u32 = 7;
+    /// [`super::service_overflow`]: frontends of services found no room.
+    pub const SERVICES_OVERFLOW: u32 = 8;
     /// How many words the map has.
     pub const WORDS: u32 = 16;
+}
+
+/// Values of [`config::SERVICES_OVERFLOW`]: which frontends are missing, so that what looks like none may be one.
+pub mod service_overflow {
+    /// None is.
+    pub const NONE: u32 = 0;
+    /// Addresses of services.
+    pub const ADDRESSES: u32 = 1;
+    /// Ports of the nodes' addresses, too.
+    pub const NODES: u32 = 2;
 }
 
 /// How strictly verdicts are applied. The numbers are stored in `CONFIG`; a higher one is more lenient.

@@ -79,6 +79,8 @@ pub mod state {
     pub const FIN_OPENER: u8 = 0x10;
     /// The other side sent a FIN.
     pub const FIN_OTHER: u8 = 0x20;
+    /// The opener went on as if it had been answered, and no answer was seen: it came by another way.
+    pub const UNHEARD: u8 = 0x40;
 }
 
 /// Value of a flow table.
@@ -147,12 +149,14 @@ pub const fn next_state(before: u8, from_opener: bool, flags: u8) -> u8 {
     if flags & tcp::RST != 0 {
         return before & !state::LIFE | state::CLOSING;
     }
+    let before = if from_opener { before } else { before & !state::UNHEARD };
     if flags & tcp::FIN != 0 {
         let fin = if from_opener { state::FIN_OPENER } else { state::FIN_OTHER };
         return before & !state::LIFE | fin | state::CLOSING;
     }
     match before & state::LIFE {
         state::NEW if !from_opener => before | state::OPEN,
+        state::NEW if flags & (tcp::SYN | tcp::ACK) == tcp::ACK => before | state::UNHEARD,
         // Both sides have said FIN: this is the last acknowledgement.
         state::CLOSING
             if before & (state::FIN_OPENER | state::FIN_OTHER) != state::FIN_OPENER | state::FIN_OTHER =>
@@ -282,13 +286,29 @@ mod tests {
     fn a_close_is_final_only_when_both_sides_said_fin() {
         let open = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
         assert_eq!(open, state::OPEN);
-        assert_eq!(next_state(state::NEW, true, tcp::ACK), state::NEW, "the opener alone does not open");
+        let alone = next_state(state::NEW, true, tcp::ACK);
+        assert_eq!(alone & state::LIFE, state::NEW, "the opener alone does not open");
         let half = next_state(open, true, tcp::FIN | tcp::ACK);
         assert_eq!(half & state::LIFE, state::CLOSING);
         let acked = next_state(half, false, tcp::ACK);
         assert_eq!(acked & state::LIFE, state::OPEN, "half closed connections may live on");
         let both = next_state(acked, false, tcp::FIN | tcp::ACK);
         assert_eq!(next_state(both, true, tcp::ACK) & state::LIFE, state::CLOSING);
+    }
+
+    #[test]
+    fn an_opener_that_goes_on_without_an_answer_is_marked_until_one_is_seen() {
+        let syn = next_state(state::NEW, true, tcp::SYN);
+        assert_eq!(syn, state::NEW, "sent again");
+        let alone = next_state(syn, true, tcp::ACK);
+        assert_eq!(alone & state::UNHEARD, state::UNHEARD);
+        let over = next_state(alone, true, tcp::FIN | tcp::ACK);
+        assert_eq!(over & state::UNHEARD, state::UNHEARD, "it was never heard");
+        assert_eq!(next_state(alone, false, tcp::ACK), state::OPEN, "the answer was late");
+        assert_eq!(next_state(over, false, tcp::FIN | tcp::ACK) & state::UNHEARD, 0);
+        let open = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
+        assert_eq!(next_state(open, true, tcp::ACK), state::OPEN);
+        assert_eq!(next_state(state::NEW, true, 0), state::NEW, "UDP tells nothing");
     }
 
     #[test]

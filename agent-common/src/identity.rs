@@ -16,11 +16,14 @@ pub enum Kind {
     World = 4,
     /// An address of the pod range that no known pod claims.
     Unmanaged = 5,
+    /// An address that stands for the endpoints of a service, or lies in a range of such addresses.
+    Service = 6,
 }
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 5] = [Self::Pod, Self::Host, Self::Node, Self::World, Self::Unmanaged];
+    pub const ALL: [Self; 6] =
+        [Self::Pod, Self::Host, Self::Node, Self::World, Self::Unmanaged, Self::Service];
 
     /// The kind behind a stored number.
     pub const fn from_number(number: u8) -> Option<Self> {
@@ -30,6 +33,7 @@ impl Kind {
             3 => Some(Self::Node),
             4 => Some(Self::World),
             5 => Some(Self::Unmanaged),
+            6 => Some(Self::Service),
             _ => None,
         }
     }
@@ -42,13 +46,16 @@ impl Kind {
             Self::Node => "node",
             Self::World => "world",
             Self::Unmanaged => "unmanaged",
+            Self::Service => "service",
         }
     }
 
-    /// The reserved principal number of this kind; `0` for pods, which have numbers from [`FIRST_PRINCIPAL`] on.
+    /// The reserved principal number of this kind; `0` for pods, which have numbers from [`FIRST_PRINCIPAL`] on. A
+    /// service is nobody: what is sent to it counts for who stands behind it, and where nobody does as `unmanaged`.
     pub const fn principal(self) -> u32 {
         match self {
             Self::Pod => 0,
+            Self::Service => Self::Unmanaged as u32,
             other => other as u32,
         }
     }
@@ -82,11 +89,20 @@ pub struct Identity {
     pub subject: u32,
     /// A [`Kind`].
     pub kind: u8,
+    /// [`identity_flags`].
+    pub flags: u8,
     /// Explicit padding, zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
-map_type!(Identity, 16, principal = 0, peer = 4, subject = 8, kind = 12);
+map_type!(Identity, 16, principal = 0, peer = 4, subject = 8, kind = 12, flags = 13);
+
+/// Bits of [`Identity::flags`].
+pub mod identity_flags {
+    /// Of a service's address: it is one on the ports of the service only, and otherwise what the address without the
+    /// service is (an external address or a load balancer's, which exist outside as well).
+    pub const BORROWED: u8 = 1;
+}
 
 impl Identity {
     /// The identity of addresses about which nothing is known: outside, in no block.
@@ -95,11 +111,12 @@ impl Identity {
         peer: PEER_UNKNOWN,
         subject: 0,
         kind: Kind::World as u8,
-        pad: [0; 3],
+        flags: 0,
+        pad: [0; 2],
     };
 
     /// An identity without egress rows.
     pub const fn new(principal: u32, peer: u32, kind: Kind) -> Self {
-        Self { principal, peer, subject: 0, kind: kind as u8, pad: [0; 3] }
+        Self { principal, peer, subject: 0, kind: kind as u8, flags: 0, pad: [0; 2] }
     }
 }

@@ -3,12 +3,17 @@
 //! Pure over [`Maps`]: the same procedure runs in the kernel and on the host. It works on flows, not packets: `opener`
 //! says which way the flow was opened, whichever way the packet at hand goes.
 
-use crate::abi::{Addr6, ENDPOINT_PROBES, ENDPOINT_SLOTS, Endpoint, config, endpoint_flags};
+use crate::abi::{
+    Addr6, ENDPOINT_PROBES, ENDPOINT_SLOTS, Endpoint, config, endpoint_flags, service_overflow,
+};
 use crate::flow::origin;
-use crate::identity::{Identity, Kind};
+use crate::identity::{Identity, Kind, identity_flags};
 use crate::packet::Address;
 use crate::policy::{Decision, PolicyMaps, PortKey, evaluate, protocol};
 use crate::reason::{Direction, Reason, Verdict};
+use crate::service::{
+    SERVICE_COMPILED, Served, Service, ServiceEntry, ServiceKey, Tally, ask, has_frontends,
+};
 
 /// An address family.
 pub trait Family: Copy + core::fmt::Debug {
@@ -123,6 +128,8 @@ pub trait Maps<F: Family>: PolicyMaps + Config {
     fn exact(&self, address: F::Address) -> Option<Identity>;
     /// Whose longest prefix contains the address; asked only when there is no exact entry.
     fn prefix(&self, address: F::Address) -> Option<Identity>;
+    /// Copies a frontend of a service; `false` if there is none, and then nothing was copied. The tag is copied last.
+    fn service(&self, key: &ServiceKey, into: &mut Service) -> bool;
     /// The endpoint in a slot, also a free one (`ifindex == 0`).
     fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
 }
@@ -133,14 +140,116 @@ pub trait Maps<F: Family>: PolicyMaps + Config {
 /// there are no rows, and so is denied.
 #[inline(always)]
 pub fn identify<F: Family, M: Maps<F>>(maps: &M, address: F::Address) -> Identity {
-    if let Some(identity) = maps.exact(address) {
-        return identity;
+    match maps.exact(address) {
+        Some(identity) => identity,
+        None => around(maps, address),
     }
+}
+
+/// Who is behind an address that has no entry of its own.
+#[inline(always)]
+fn around<F: Family, M: Maps<F>>(maps: &M, address: F::Address) -> Identity {
     let identity = maps.prefix(address).unwrap_or(Identity::WORLD);
-    if maps.config(config::OVERFLOW) != 0 {
-        return Identity { peer: 0, kind: 0, ..identity };
+    if maps.config(config::OVERFLOW) != 0 { nobody(identity) } else { identity }
+}
+
+/// An identity of no kind: there are no rows for it.
+#[inline(always)]
+const fn nobody(identity: Identity) -> Identity {
+    Identity { peer: 0, kind: 0, ..identity }
+}
+
+/// What an address is where it does not stand for a service: as a source, or on a port that no service has.
+#[inline(always)]
+pub fn without_service<F: Family, M: Maps<F>>(maps: &M, address: F::Address, identity: Identity) -> Identity {
+    let borrowed = identity.flags & identity_flags::BORROWED != 0;
+    if identity.kind == Kind::Service as u8 && borrowed { around(maps, address) } else { identity }
+}
+
+/// Whether a flow that a pod opens may be one to a frontend of a service.
+#[inline(always)]
+const fn may_be_served(endpoint: &Endpoint, remote: &Identity, proto: u8) -> bool {
+    let kind = remote.kind;
+    let frontend = kind == Kind::Service as u8 || kind == Kind::Host as u8 || kind == Kind::Node as u8;
+    frontend && has_frontends(proto) && endpoint.flags & endpoint_flags::KNOWN != 0
+}
+
+/// A flow to a frontend while it is being judged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Serving {
+    /// The frontend's endpoints.
+    pub service: Service,
+    /// What they say.
+    pub tally: Tally,
+    /// Whether there is a frontend at all.
+    pub found: bool,
+}
+
+/// Looks for the frontend that a flow goes to. Returns how many entries are to be asked with [`ask_entry`]; without a
+/// frontend `remote` becomes what the address is otherwise.
+///
+/// Only what a pod opens can go to a frontend: a service opens nothing, so as a source its address is what it is
+/// without the service.
+#[inline(always)]
+pub fn find_address<F: Family, M: Maps<F>>(
+    maps: &M,
+    endpoint: &Endpoint,
+    question: &Question<F>,
+    remote: &mut Identity,
+    serving: &mut Serving,
+) -> u32 {
+    serving.found = false;
+    let outwards = matches!(question.opener, Direction::Egress);
+    if outwards && may_be_served(endpoint, remote, question.protocol) {
+        return find_service(maps, question, remote, serving);
     }
-    identity
+    *remote = without_service(maps, question.remote, *remote);
+    0
+}
+
+#[inline(always)]
+fn find_service<F: Family, M: Maps<F>>(
+    maps: &M,
+    question: &Question<F>,
+    remote: &mut Identity,
+    serving: &mut Serving,
+) -> u32 {
+    serving.tally.clear();
+    let mut key = ServiceKey {
+        address: F::wide(question.remote),
+        port: question.remote_port,
+        protocol: question.protocol,
+        family: F::VERSION,
+    };
+    let mut found = maps.service(&key, &mut serving.service);
+    if !found && remote.kind != Kind::Service as u8 {
+        key.address = Addr6::default();
+        found = maps.service(&key, &mut serving.service);
+    }
+    if found {
+        if serving.service.tag != key.tag() {
+            // Replaced while it was copied: who opens a connection tries again.
+            *remote = nobody(*remote);
+            return 0;
+        }
+        serving.found = true;
+        return if serving.service.count == SERVICE_COMPILED { 1 } else { serving.service.count };
+    }
+    let missing = maps.config(config::SERVICES_OVERFLOW);
+    let of_service = remote.kind == Kind::Service as u8;
+    let may_be_missing =
+        if of_service { missing != service_overflow::NONE } else { missing >= service_overflow::NODES };
+    *remote = if may_be_missing { nobody(*remote) } else { without_service(maps, question.remote, *remote) };
+    0
+}
+
+/// Asks the rows of a pod about one entry of the frontend that [`find_address`] found.
+#[inline(always)]
+pub fn ask_entry<M: PolicyMaps>(maps: &M, subject: u32, proto: u8, index: u32, serving: &mut Serving) {
+    if let Some(entry) = serving.service.entries.get(index as usize) {
+        let entry: ServiceEntry = *entry;
+        ask(maps, subject, proto, &entry, &mut serving.tally);
+    }
 }
 
 /// The slot and the endpoint of an interface.
@@ -237,10 +346,17 @@ pub struct Judgement {
     pub direction: Direction,
 }
 
-/// Judges a flow at an endpoint.
+/// Judges a flow at an endpoint. `identity` is whose the other address is, `serving` the frontend that it is, if
+/// [`find_address`] found one.
 #[inline(always)]
-pub fn judge<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Question<F>) -> Judgement {
-    let mut remote = identify(maps, question.remote);
+pub fn judge<F: Family, M: Maps<F>>(
+    maps: &M,
+    endpoint: &Endpoint,
+    question: &Question<F>,
+    identity: &Identity,
+    serving: &Serving,
+) -> Judgement {
+    let mut remote = *identity;
     // Towards the pod an address proves nothing: who comes from the pod's own address must come from its interface.
     let mut same = matches!(question.opener, Direction::Egress) && is_local::<F>(endpoint, question.remote);
     // Only what was opened towards the pod can have come from somewhere else than its address says.
@@ -296,6 +412,13 @@ pub fn judge<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Qu
         return judgement;
     }
 
+    if serving.found {
+        let Served { decision, principal } = serving.tally.outcome();
+        judgement.decision = decision;
+        judgement.destination = principal;
+        return judgement;
+    }
+
     let port = match question.opener {
         Direction::Ingress => question.local_port,
         Direction::Egress => question.remote_port,
@@ -317,6 +440,16 @@ pub fn judge<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Qu
         }
     }
     judgement
+}
+
+/// The whole judgement of a flow, on the host: the kernel takes its steps in functions of their own.
+pub fn judge_flow<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, question: &Question<F>) -> Judgement {
+    let mut serving = Serving::default();
+    let mut identity = identify(maps, question.remote);
+    for index in 0..find_address(maps, endpoint, question, &mut identity, &mut serving) {
+        ask_entry(maps, endpoint.subject, question.protocol, index, &mut serving);
+    }
+    judge(maps, endpoint, question, &identity, &serving)
 }
 
 /// The identity of an endpoint of this node, by one of its addresses.

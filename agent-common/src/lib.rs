@@ -29,6 +29,7 @@ pub mod packet;
 pub mod policy;
 pub mod process;
 pub mod reason;
+pub mod service;
 
 pub use identity::{Identity, Kind};
 pub use reason::{Direction, Reason, Verdict};

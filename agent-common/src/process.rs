@@ -6,9 +6,10 @@
 use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
 use crate::event::Event;
 use crate::flow::{Flow, FlowKey, TOUCH_EVERY, expired, key_of, next_state, origin, state, timeout_of};
-use crate::identity::Kind;
+use crate::identity::{Identity, Kind};
 use crate::judge::{
-    Config, Family, Maps, Metadata, Question, identify, is_local, judge, needs_opening, origin_of,
+    Config, Family, Maps, Metadata, Question, Serving, ask_entry, find_address, identify, is_local, judge,
+    needs_opening, origin_of,
 };
 use crate::packet::{FragmentPart, IcmpRole, Parsed, tcp};
 use crate::policy::{Decision, protocol};
@@ -252,6 +253,10 @@ pub struct Work<F: Family> {
     pub key: F::Key,
     /// The flow that is to be judged.
     pub question: Question<F>,
+    /// Whose the other address is.
+    pub remote: Identity,
+    /// The frontend of a service that it is, if it is one.
+    pub serving: Serving,
     /// The flow as the table has it, if `has_known`.
     pub known: Flow,
     /// Whether the table has a live flow.
@@ -278,7 +283,17 @@ impl<F: Family> Work<F> {
             origin: origin::ADDRESS,
         };
         let key = key_of(packet, transit.hook);
-        Self { transit, key, question, known: Flow::default(), has_known: false, revision: 0, now: 0 }
+        Self {
+            transit,
+            key,
+            question,
+            remote: Identity::WORLD,
+            serving: Serving::default(),
+            known: Flow::default(),
+            has_known: false,
+            revision: 0,
+            now: 0,
+        }
     }
 }
 
@@ -291,7 +306,12 @@ pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut
     match prepare(path, endpoint, work) {
         Step::Done(action) => action,
         Step::Refuse(reason) => refuse(path, work, reason),
-        Step::Judge => decide(path, endpoint, work),
+        Step::Judge => {
+            for index in 0..address(path, endpoint, work) {
+                consult(path, endpoint, work, index);
+            }
+            decide(path, endpoint, work)
+        }
     }
 }
 
@@ -310,7 +330,7 @@ pub enum Step {
     Done(Action),
     /// It is refused without a judgement.
     Refuse(Reason),
-    /// The flow in the work is to be judged: [`decide`].
+    /// The flow in the work is to be judged: [`address`], [`consult`], [`decide`].
     Judge,
 }
 
@@ -437,10 +457,24 @@ fn opens<A>(packet: &Parsed<A>) -> bool {
     flags_of(packet) & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
+/// Finds out whose the other address of the flow in the work is, and whether it is a frontend of a service; returns how
+/// many entries [`consult`] is to be called for.
+#[inline(always)]
+pub fn address<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> u32 {
+    work.remote = identify(path, work.question.remote);
+    find_address(path, endpoint, &work.question, &mut work.remote, &mut work.serving)
+}
+
+/// Asks the endpoint's policy about one entry of the frontend.
+#[inline(always)]
+pub fn consult<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>, index: u32) {
+    ask_entry(path, endpoint.subject, work.question.protocol, index, &mut work.serving);
+}
+
 /// Judges the flow in the work and does what follows: stores it, counts, reports.
 #[inline(always)]
 pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &Work<F>) -> Action {
-    let judgement = judge(path, endpoint, &work.question);
+    let judgement = judge(path, endpoint, &work.question, &work.remote, &work.serving);
     let mut decision = judgement.decision;
     let mut revision = work.revision;
     if !matches!(decision.verdict, Verdict::Allow) {

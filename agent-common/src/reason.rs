@@ -87,6 +87,8 @@ numbered! {
         Related = 7, "related";
         /// Enforcement is switched off.
         ModeOff = 8, "mode-off";
+        /// A service without endpoints: the node's proxy rejects it.
+        NoBackend = 9, "no-backend";
 
         /// The packet ends before its headers do.
         Truncated = 16, "truncated";

@@ -23,9 +23,10 @@ use portcullis_common::packet::{
     FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
 use portcullis_common::process::{
-    Action, Datapath, Step, Transit, decide, goes_first, known_flow, prepare, refuse,
+    Action, Datapath, Step, Transit, address, consult, decide, goes_first, known_flow, prepare, refuse,
 };
 use portcullis_common::reason::{Direction, Reason};
+use portcullis_common::service::SERVICE_ENTRIES;
 
 use crate::maps::{WORK4, WORK6};
 use crate::path::{Path, count_drop};
@@ -120,7 +121,7 @@ trait Slow: Family {
 /// The part of the walk between a known flow and the verdict, for one family: functions of their own, because the stack
 /// of a program is 512 bytes over all nested calls.
 macro_rules! slow {
-    ($family:ty, $parse:ident, $scratch:ident, $indirect:ident, $begin:ident, $prepare:ident, $decide:ident, $refuse:ident) => {
+    ($family:ty, $parse:ident, $scratch:ident, $indirect:ident, $begin:ident, $prepare:ident, $address:ident, $consult:ident, $decide:ident, $refuse:ident) => {
         impl Slow for $family {
             #[inline(always)]
             fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
@@ -134,9 +135,19 @@ macro_rules! slow {
             if step == STEP_PREPARE {
                 step = $prepare(raw, slot);
             }
+            if step == STEP_JUDGE {
+                let entries = $address(raw, slot);
+                // One function an entry, whose result is in the map: here the verifier has nothing to tell apart.
+                for index in 0..SERVICE_ENTRIES as u32 {
+                    if index >= entries {
+                        break;
+                    }
+                    $consult(slot, index);
+                }
+                return $decide(raw, slot);
+            }
             match step {
                 STEP_PASS => PASS,
-                STEP_JUDGE => $decide(raw, slot),
                 reason => $refuse(raw, reason),
             }
         }
@@ -194,6 +205,27 @@ macro_rules! slow {
         }
 
         #[inline(never)]
+        fn $address(raw: *mut __sk_buff, slot: u32) -> u32 {
+            let path = Path { ifindex: Skb::new(raw).ifindex() };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
+            // SAFETY: as in the functions before.
+            let work = unsafe { &mut *work };
+            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            address(&path, endpoint, work)
+        }
+
+        #[inline(never)]
+        fn $consult(slot: u32, index: u32) -> u32 {
+            let path = Path { ifindex: 0 };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
+            // SAFETY: as in the functions before.
+            let work = unsafe { &mut *work };
+            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            consult(&path, endpoint, work, index);
+            0
+        }
+
+        #[inline(never)]
         fn $decide(raw: *mut __sk_buff, slot: u32) -> i32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
             let Some(work) = $scratch.get_ptr_mut(0) else { return DROP };
@@ -237,8 +269,8 @@ const STEP_PREPARE: u32 = 0x400;
 /// The packet could not be parsed: the rest is the reason, and there are no addresses to report.
 const STEP_UNPARSED: u32 = 0x800;
 
-slow!(V4, parse_ipv4, WORK4, indirect_v4, begin_v4, prepare_v4, decide_v4, refuse_v4);
-slow!(V6, parse_ipv6, WORK6, indirect_v6, begin_v6, prepare_v6, decide_v6, refuse_v6);
+slow!(V4, parse_ipv4, WORK4, indirect_v4, begin_v4, prepare_v4, address_v4, consult_v4, decide_v4, refuse_v4);
+slow!(V6, parse_ipv6, WORK6, indirect_v6, begin_v6, prepare_v6, address_v6, consult_v6, decide_v6, refuse_v6);
 
 /// Drops what could not even be parsed, or belongs to no endpoint, unless the mode lets everything pass.
 #[inline(always)]

@@ -12,6 +12,7 @@ use portcullis_common::judge::{V4, V6};
 use portcullis_common::policy::{PortStep, Row, RowKey};
 use portcullis_common::process::Work;
 use portcullis_common::reason::REASONS;
+use portcullis_common::service::{Service, ServiceKey};
 
 /// Flow table of one endpoint, IPv4; the template of the inner maps.
 pub type Flows4 = LruHashMap<FlowKey4, Flow, 4096>;
@@ -33,6 +34,8 @@ pub static IPCACHE6: HashMap<Addr6, Identity, 131_072, NO_PREALLOC> = HashMap::n
 pub static CIDRS4: LpmTrie<u32, Identity, 65_536> = LpmTrie::new();
 #[btf_map]
 pub static CIDRS6: LpmTrie<Addr6, Identity, 65_536> = LpmTrie::new();
+#[btf_map]
+pub static SERVICES: HashMap<ServiceKey, Service, 65_536, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static SUBJECTS: Array<u32, 4096> = Array::new();
 #[btf_map]

@@ -1,7 +1,8 @@
 //! The walk's view of the maps.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use core::ptr::{addr_of_mut, read_volatile, write_volatile};
+use core::mem::size_of;
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -14,6 +15,7 @@ use portcullis_common::judge::{Config, Maps, V4, V6};
 use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey};
 use portcullis_common::process::{Datapath, FlowRef};
 use portcullis_common::reason::{Direction, Reason, Verdict};
+use portcullis_common::service::{Service, ServiceKey};
 
 use crate::maps::*;
 
@@ -106,6 +108,19 @@ impl PolicyMaps for Path {
     fn step(&self, index: u32) -> Option<PortStep> {
         PORTS.get(index).copied()
     }
+
+    #[inline(always)]
+    fn opaque(&self, number: u32) -> u32 {
+        let mut cell = 0u32;
+        let halves = addr_of_mut!(cell).cast::<u16>();
+        let [a, b, c, d] = number.to_ne_bytes();
+        // SAFETY: both halves of a word on the stack. What is written in parts is not followed by the verifier.
+        unsafe {
+            write_volatile(halves, u16::from_ne_bytes([a, b]));
+            write_volatile(halves.add(1), u16::from_ne_bytes([c, d]));
+            read_volatile(addr_of!(cell))
+        }
+    }
 }
 
 impl Maps<V4> for Path {
@@ -117,6 +132,10 @@ impl Maps<V4> for Path {
     #[inline(always)]
     fn prefix(&self, address: u32) -> Option<Identity> {
         CIDRS4.get(&Key::new(32, address)).copied()
+    }
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey, into: &mut Service) -> bool {
+        service(key, into)
     }
     #[inline(always)]
     fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
@@ -135,9 +154,29 @@ impl Maps<V6> for Path {
         CIDRS6.get(&Key::new(128, address)).copied()
     }
     #[inline(always)]
+    fn service(&self, key: &ServiceKey, into: &mut Service) -> bool {
+        service(key, into)
+    }
+    #[inline(always)]
     fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
         ENDPOINTS.get(slot)
     }
+}
+
+#[inline(always)]
+fn service(key: &ServiceKey, into: &mut Service) -> bool {
+    // SAFETY: copied at once; the tag, which is read last, says whether the element was reused meanwhile.
+    let Some(value) = (unsafe { SERVICES.get(key) }) else { return false };
+    let from = (value as *const Service).cast::<u64>();
+    let to = (into as *mut Service).cast::<u64>();
+    for word in 0..size_of::<Service>() / size_of::<u64>() {
+        // SAFETY: inside of both values, whose alignment is that of these words. By words, because the compiler would
+        // call a function that copies by bytes.
+        unsafe { write_volatile(to.add(word), read_volatile(from.add(word))) };
+    }
+    // SAFETY: a map value.
+    into.tag = unsafe { read_volatile(addr_of!(value.tag)) };
+    true
 }
 
 macro_rules! datapath {

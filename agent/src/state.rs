@@ -44,6 +44,8 @@ pub struct State {
     pub subjects: BTreeMap<u32, String>,
     /// Rules by number.
     pub rules: BTreeMap<u32, String>,
+    /// Services by frontend, `10.96.0.1:80/TCP`: namespace, name and name of the port.
+    pub services: BTreeMap<String, String>,
     /// Pods by address: `namespace/name`.
     pub pods: BTreeMap<IpAddr, String>,
     /// Endpoints.

@@ -16,8 +16,9 @@ use portcullis::model::{Labels, Namespace, NetworkPolicy, Object, Pod, ServiceAc
 use portcullis::policy::{Desired, HostMaps, compile};
 use portcullis_common::policy::PortKey;
 use portcullis_common::{Direction, Verdict};
+use random::services::PORT;
 use random::{OTHERS, Rng};
-use reference::{End, Owner, Question};
+use reference::{End, Owner, Question, services};
 use serde::Deserialize;
 
 const TRUTH: &str = include_str!("data/networkpolicy-truth.json");
@@ -246,9 +247,47 @@ fn random_identity_policies_and_modes_are_judged_as_the_reference_judges_them() 
 }
 
 #[test]
+fn random_services_are_judged_as_the_reference_judges_them() {
+    let (mut counts, mut compiled_sets) = ([0; 3], 0);
+    for seed in 0..250 {
+        let mut world = Rng(seed).world_with_identities();
+        Rng(seed).add_services(&mut world);
+        let compiled = Compiled::new(&world);
+        compiled_sets += compiled.desired.sets.len();
+        for subject in world.pods.values().filter(|pod| compiled.desired.pods.contains_key(&pod.uid)) {
+            let number = compiled.desired.pods[&subject.uid].subject;
+            for service in world.services.values() {
+                let port = &service.ports[0];
+                let cluster = service.cluster_addresses.iter().map(|address| (*address, PORT, true));
+                let external = service.external_addresses.iter().map(|address| (*address, PORT, false));
+                let node: Option<IpAddr> = "172.18.0.1".parse().ok();
+                let nodes = node.zip(port.node_port).map(|(address, port)| (address, port, false));
+                for (address, number_of_port, keeps_source) in cluster.chain(external).chain(nodes) {
+                    let asked = (service, port);
+                    let of = |address| owner(&world, address);
+                    let wanted =
+                        services::verdict(&world, subject, asked, address.is_ipv4(), keeps_source, of);
+                    let question = (port.protocol, number_of_port);
+                    let (got, _) = compiled.maps.decide_egress(number, address, question);
+                    assert_eq!(
+                        got.verdict, wanted,
+                        "seed {seed}: {}/{} to {address}\n{world:#?}",
+                        subject.namespace, subject.name
+                    );
+                    counts[wanted as usize] += 1;
+                }
+            }
+        }
+    }
+    println!("{counts:?} flows to services allowed, denied, audited; {compiled_sets} compiled sets");
+    assert!(counts.iter().all(|count| *count > 500) && compiled_sets > 50, "{counts:?} {compiled_sets}");
+}
+
+#[test]
 fn the_same_world_compiles_to_the_same_maps_and_numbers_survive_a_restart() {
     for seed in 0..50 {
-        let world = Rng(seed).world_with_identities();
+        let mut world = Rng(seed).world_with_identities();
+        Rng(seed).add_services(&mut world);
         let mut numbers = Numbers::default();
         let first = compile(&world, &mut numbers);
         assert_eq!(first, compile(&world, &mut numbers));

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Sizes, cleanup, inspect};
-use portcullis::policy::{Desired, Function, PodIdentity, RowSet};
+use portcullis::policy::{Desired, Function, PodIdentity, RowSet, service_key};
 use portcullis_common::abi::{Counters, Mode};
 use portcullis_common::policy::{Decision, PortKey, wildcard_of};
+use portcullis_common::service::{SERVICE_ENTRIES, Service, ServiceEntry, entry_flags};
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 
 use crate::owner;
@@ -24,6 +25,9 @@ pub const WEB: u32 = 17;
 pub const INTRUDER: u32 = 18;
 /// Subject class of the pod.
 pub const SUBJECT: u32 = 1;
+
+/// Peer class of the addresses of services.
+pub const SERVICE_PEER: u32 = 19;
 
 /// Every address of the fixture: the pod, its peers, this node, another node.
 pub const ADDRESSES: &[(&str, u32, Kind)] = &[
@@ -90,6 +94,36 @@ pub fn desired() -> Desired {
     desired.subjects.insert(SUBJECT, rows(Verdict::Deny, &web));
     desired.pods.insert("api".to_owned(), pod());
     desired
+}
+
+/// An endpoint of a service: its principal, which is its peer class, its port, and whether it is judged again.
+pub type Backend = (u32, u16, bool);
+
+/// The entry of an endpoint; that of a pod unless the number is one of a reserved principal.
+pub fn backend((number, port, again): Backend) -> ServiceEntry {
+    let kind = u8::try_from(number).ok().and_then(Kind::from_number).unwrap_or(Kind::Pod);
+    let flags = if again { entry_flags::JUDGED_AGAIN } else { 0 };
+    ServiceEntry { peer: number, principal: number, port, kind: kind as u8, flags }
+}
+
+/// Adds a frontend, and makes its address a service's unless it is known already or stands for every node.
+///
+/// # Panics
+/// If the address is none, or there are more endpoints than fit.
+pub fn add_frontend(desired: &mut Desired, address: &str, protocol: u8, port: u16, backends: &[Backend]) {
+    assert!(backends.len() <= SERVICE_ENTRIES, "no room");
+    let address: IpAddr = address.parse().expect("address");
+    let key = service_key(address, protocol, port);
+    let count = u32::try_from(backends.len()).expect("a few");
+    let mut service = Service { tag: key.tag(), count, ..Service::default() };
+    for (entry, found) in service.entries.iter_mut().zip(backends) {
+        *entry = backend(*found);
+    }
+    desired.services.insert(key, service);
+    if !address.is_unspecified() {
+        let identity = Identity::new(Kind::Service.principal(), SERVICE_PEER, Kind::Service);
+        desired.ipcache.entry(address).or_insert(identity);
+    }
 }
 
 fn pod() -> PodIdentity {

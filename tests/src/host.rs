@@ -16,6 +16,7 @@ use portcullis_common::packet::{
 };
 use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey};
 use portcullis_common::process::{Action, Datapath, FlowRef, Transit, Work, walk};
+use portcullis_common::service::{Service, ServiceKey};
 use portcullis_common::{Direction, Identity, Reason, Verdict};
 
 use crate::fixture::{API, SUBJECT};
@@ -192,10 +193,13 @@ macro_rules! datapath {
     ($family:ty, $address:ty, $key:ty, $flows:ident, $wide:expr) => {
         impl Maps<$family> for Host {
             fn exact(&self, address: $address) -> Option<Identity> {
-                Some(self.maps.identity($wide(address)))
+                self.maps.exact($wide(address))
             }
-            fn prefix(&self, _: $address) -> Option<Identity> {
-                None
+            fn prefix(&self, address: $address) -> Option<Identity> {
+                Some(self.maps.prefix($wide(address)))
+            }
+            fn service(&self, key: &ServiceKey, into: &mut Service) -> bool {
+                self.maps.service(key).map(|service| *into = service).is_some()
             }
             fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
                 (slot == SLOT).then_some(&self.endpoint)

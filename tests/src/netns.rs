@@ -14,8 +14,10 @@ use crate::owner;
 /// A network namespace of its own, with the loopback interface up. Deleted when dropped.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Name below `/run/netns`.
+    /// Name below `/run/netns`; empty for one that has none.
     name: String,
+    /// The file that keeps it alive.
+    path: PathBuf,
     /// What people call it: `node`, `web`.
     label: String,
     /// Whether it is deleted with this object.
@@ -28,14 +30,22 @@ impl Namespace {
         let name = owner::fresh_name();
         run(Command::new("ip").args(["netns", "add", &name]))
             .with_context(|| format!("making the network namespace for {label}"))?;
-        let namespace = Self { name, label: label.to_owned(), owned: true };
+        let mut namespace = Self::existing(&name, label);
+        namespace.owned = true;
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }
 
     /// A namespace that somebody else makes and deletes.
     pub fn existing(name: &str, label: &str) -> Self {
-        Self { name: name.to_owned(), label: label.to_owned(), owned: false }
+        let path = PathBuf::from("/run/netns").join(name);
+        Self { name: name.to_owned(), path, label: label.to_owned(), owned: false }
+    }
+
+    /// The namespace that a process is in, for as long as it runs. It has no name, so `ip -n` cannot be used on it.
+    pub fn of_process(process: u32, label: &str) -> Self {
+        let path = PathBuf::from(format!("/proc/{process}/ns/net"));
+        Self { name: String::new(), path, label: label.to_owned(), owned: false }
     }
 
     /// The name that `ip -n` takes.
@@ -50,7 +60,7 @@ impl Namespace {
 
     /// The file that keeps it alive.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.name)
+        self.path.clone()
     }
 
     /// Runs a closure on a thread of its own inside the namespace. Sockets that it opens stay in the namespace,

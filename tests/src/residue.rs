@@ -1,13 +1,15 @@
 //! What a test may leave behind in the kernel, and the comparison of before and after.
 //!
 //! A loaded program is not listed: it lives as long as a pin, an interface, a namespace or a process holds it, and
-//! those are. Things whose name tells that another running test owns them are left out ([`owner::is_foreign`]).
+//! those are. Things whose name tells that another running test owns them are left out ([`owner::is_foreign`]), and so
+//! are those of a cluster that a person keeps.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
+use crate::cluster::names::{PREFIX, is_kept_by_a_person};
 use crate::owner;
 
 /// Folders of bpffs that belong to the project begin so.
@@ -48,8 +50,7 @@ impl Snapshot {
         snapshot.add_all("interface", names(Path::new("/sys/class/net")));
         snapshot.add_all("process", processes());
         snapshot.add_all("mount", mounts());
-        let cgroups = names(Path::new("/sys/fs/cgroup")).filter(|name| is_ours(name));
-        snapshot.add_all("cgroup", cgroups.collect::<Vec<_>>());
+        snapshot.add_all("cgroup", cgroups());
         let folders = names(&std::env::temp_dir()).filter(|name| owner::owner(name).is_some());
         snapshot.add_all("folder", folders.collect::<Vec<_>>());
         snapshot
@@ -66,7 +67,7 @@ impl Snapshot {
     }
 
     fn add(&mut self, kind: &'static str, name: String) {
-        if !owner::is_foreign(&name) {
+        if !owner::is_foreign(&name) && !is_kept_by_a_person(&name) {
             self.things.insert(Thing { kind, name });
         }
     }
@@ -100,13 +101,26 @@ fn names(folder: &Path) -> impl Iterator<Item = String> + use<> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
-/// Processes of the agent's binary, with the mark of their owner.
+/// Cgroups of clusters: at the root of the one tree of version 2, or of a tree of version 1.
+fn cgroups() -> Vec<String> {
+    let root = Path::new("/sys/fs/cgroup");
+    let trees = names(root).map(|tree| root.join(tree)).filter(|tree| tree.is_dir());
+    let nested = trees.flat_map(|tree| names(&tree).map(move |name| tree.join(name).display().to_string()));
+    let ours = |path: &String| path.rsplit('/').next().is_some_and(is_ours);
+    names(root).chain(nested).filter(ours).collect()
+}
+
+/// Processes of the agent's binary, with the mark of their owner, and all of clusters, with the name of their cluster.
 fn processes() -> Vec<String> {
     let numbers = names(Path::new("/proc")).filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     numbers
         .filter_map(|number| {
             let folder = Path::new("/proc").join(&number);
             let name = fs::read_to_string(folder.join("comm")).ok()?;
+            if let Some(cluster) = cluster_of(&fs::read_to_string(folder.join("cgroup")).ok()?) {
+                let dead = is_defunct(&fs::read_to_string(folder.join("stat")).ok()?);
+                return (!dead).then(|| format!("{}[{number}] ({cluster})", name.trim_end()));
+            }
             if name.trim_end() != "portcullis" {
                 return None;
             }
@@ -119,6 +133,16 @@ fn processes() -> Vec<String> {
             Some(format!("portcullis[{number}] ({mark})"))
         })
         .collect()
+}
+
+/// The cluster whose cgroup a process is in, from `/proc/<process>/cgroup`.
+fn cluster_of(cgroups: &str) -> Option<&str> {
+    cgroups.split(['/', '\n']).find(|part| part.starts_with(PREFIX))
+}
+
+/// Whether a process has ended and only waits to be reaped, from `/proc/<process>/stat`.
+fn is_defunct(stat: &str) -> bool {
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Mount points of this process's mount namespace.
@@ -144,6 +168,21 @@ mod tests {
         let name = folder.file_name().unwrap().to_str().unwrap();
         assert!(new.iter().any(|thing| thing.kind == "folder" && thing.name == name), "{new:?}");
         assert!(before.things.iter().any(|thing| thing.to_string() == "interface lo"), "{before:?}");
+    }
+
+    #[test]
+    fn what_a_cluster_leaves_is_named_and_a_person_s_cluster_is_not() {
+        let cgroups = "5:pids:/portcullis-cluster-pct-1-0/node0/kubepods\n0::/\n";
+        assert_eq!(cluster_of(cgroups), Some("portcullis-cluster-pct-1-0"));
+        assert_eq!(cluster_of("0::/user.slice\n"), None);
+        assert!(is_defunct("7 (a) b) Z 1 7") && !is_defunct("7 (a Z) S 1 7"));
+        let own = owner::fresh_name();
+        let mut snapshot = Snapshot::default();
+        snapshot.add("namespace", "portcullis-cluster-dev.hub".to_owned());
+        snapshot.add("process", "etcd[7] (portcullis-cluster-dev)".to_owned());
+        snapshot.add("namespace", format!("{PREFIX}{own}.hub"));
+        let named: Vec<String> = snapshot.things.iter().map(Thing::to_string).collect();
+        assert_eq!(named, [format!("namespace {PREFIX}{own}.hub")]);
     }
 
     #[test]

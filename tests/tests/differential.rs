@@ -3,9 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "tests: a failure is a panic")]
 
+use std::net::IpAddr;
+
 use portcullis::datapath::testrun::ProbeMetadata;
-use portcullis_common::{Direction, Reason};
-use portcullis_tests::fixture::with_fixture;
+use portcullis::policy::Desired;
+use portcullis_common::identity::identity_flags;
+use portcullis_common::{Direction, Identity, Kind, Reason};
+use portcullis_tests::fixture::{INTRUDER, SERVICE_PEER, WEB, add_frontend, with_fixture};
 use portcullis_tests::host::Host;
 use portcullis_tests::packets::{Packet, flags};
 
@@ -25,11 +29,60 @@ impl Random {
     }
 }
 
-const ADDRESSES4: &[&str] =
-    &["10.0.0.2", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.1", "10.0.9.1", "8.8.8.8", "224.0.0.22"];
-const ADDRESSES6: &[&str] =
-    &["fd00::2", "fd00::2", "fd00::3", "fd00::4", "fd00::1", "2001:db8::1", "fe80::1", "ff02::1"];
+const ADDRESSES4: &[&str] = &[
+    "10.0.0.2",
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.0.4",
+    "10.0.0.1",
+    "10.0.9.1",
+    "8.8.8.8",
+    "224.0.0.22",
+    "10.96.0.1",
+    "10.96.0.2",
+    "192.0.2.7",
+];
+const ADDRESSES6: &[&str] = &[
+    "fd00::2",
+    "fd00::2",
+    "fd00::3",
+    "fd00::4",
+    "fd00::1",
+    "2001:db8::1",
+    "fe80::1",
+    "ff02::1",
+    "fd96::1",
+    "fd96::2",
+];
 const PORTS: &[u16] = &[80, 81, 4000, 8000, 8010, 8011];
+
+/// Services with endpoints of every sort, drawn by chance.
+fn add_services(desired: &mut Desired, random: &mut Random) {
+    for address in ["10.96.0.1", "10.96.0.2", "192.0.2.7", "fd96::1", "fd96::2", "0.0.0.0", "::", "10.0.0.1"]
+    {
+        for &port in PORTS {
+            for protocol in [6, 17, 132] {
+                if random.next().is_multiple_of(3) {
+                    continue;
+                }
+                let backends: Vec<_> = (0..random.next() % 9)
+                    .map(|_| {
+                        let principal = [WEB, WEB, WEB, INTRUDER, Kind::World as u32, Kind::Host as u32];
+                        let principal = principal[random.next() % principal.len()];
+                        (principal, PORTS[random.next() % PORTS.len()], random.next().is_multiple_of(2))
+                    })
+                    .collect();
+                add_frontend(desired, address, protocol, port, &backends);
+            }
+        }
+    }
+    for address in ["192.0.2.7", "fd96::2"] {
+        let identity = desired.ipcache.get_mut(&address.parse::<IpAddr>().unwrap()).unwrap();
+        identity.flags = identity_flags::BORROWED;
+    }
+    let range = Identity::new(Kind::Service.principal(), SERVICE_PEER, Kind::Service);
+    desired.cidrs.insert("10.96.0.0/16".parse().unwrap(), range);
+}
 
 fn packet(random: &mut Random, hook: Direction) -> Packet {
     let addresses = if random.next().is_multiple_of(2) { ADDRESSES4 } else { ADDRESSES6 };
@@ -64,8 +117,10 @@ fn packet(random: &mut Random, hook: Direction) -> Packet {
 #[test]
 fn the_loaded_programs_do_what_the_walk_on_the_host_does() {
     with_fixture(|f| {
-        let host = Host::new(&f.desired);
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        add_services(&mut f.desired, &mut random);
+        f.apply();
+        let host = Host::new(&f.desired);
         let (mut passed, mut refused) = (0u32, 0u32);
         for round in 0..200_000 {
             let hook = if random.next().is_multiple_of(2) { Direction::Egress } else { Direction::Ingress };

@@ -1,7 +1,7 @@
 //! Packets through the loaded programs: verdict, reason and counters.
 
 use portcullis::datapath::testrun::ProbeMetadata;
-use portcullis::datapath::{DatapathError, EndpointSpec, HookState};
+use portcullis::datapath::{DatapathError, EndpointSpec, HookState, Reader};
 use portcullis_common::abi::{ENDPOINT_PROBES, ENDPOINT_SLOTS, Mode};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
 use portcullis_tests::eventually;
@@ -445,6 +445,25 @@ fn a_subject_without_rows_is_denied() {
         f.apply();
         assert!(!f.receives(&Packet::tcp("10.0.0.3", 1, "10.0.0.2", 80, flags::SYN)));
         assert_eq!(f.drops(Reason::NoPolicy, INGRESS), 1);
+    });
+}
+
+#[test]
+fn an_interface_that_sees_one_direction_only_is_told_from_others() {
+    with_fixture(|f| {
+        let one_sided = |f: &Fixture| -> Vec<u32> {
+            let reader = Reader::open(f.folder()).expect("the maps are there");
+            reader.one_sided().expect("the flows are read").into_iter().collect()
+        };
+        let syn = Packet::tcp("10.0.0.2", 80, "10.0.0.3", 8000, flags::SYN);
+        let ack = Packet::tcp("10.0.0.2", 80, "10.0.0.3", 8000, flags::ACK);
+        assert!(f.sends(&syn) && f.sends(&syn));
+        assert_eq!(one_sided(f), [0; 0], "nobody has answered yet, and nobody pretends so");
+        // The answer went past us.
+        assert!(f.sends(&ack));
+        assert_eq!(one_sided(f), [1]);
+        assert!(f.receives(&Packet::tcp("10.0.0.3", 8000, "10.0.0.2", 80, flags::SYN | flags::ACK)));
+        assert_eq!(one_sided(f), [0; 0], "it was only late");
     });
 }
 

@@ -61,6 +61,9 @@ struct Up {
     /// How kube-proxy programs services
     #[arg(long, value_enum, default_value_t = ProxyArgument::Iptables)]
     proxy: ProxyArgument,
+    /// Without a DNS server
+    #[arg(long)]
+    no_dns: bool,
     /// An archive of images to load on every node; may be repeated
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
@@ -119,6 +122,7 @@ fn exit_code(command: &mut std::process::Command) -> Result<ExitCode> {
 }
 
 fn start(name: &Name, up: &Up) -> Result<ExitCode> {
+    crate::setup::ensure_ready(crate::setup::Purpose::Cluster)?;
     interrupt::watch("the cluster")?;
     let options = Options {
         nodes: up.nodes,
@@ -130,6 +134,7 @@ fn start(name: &Name, up: &Up) -> Result<ExitCode> {
             ProxyArgument::Iptables => Proxy::Iptables,
             ProxyArgument::Nftables => Proxy::Nftables,
         },
+        dns: !up.no_dns,
         images: up.image.clone(),
     };
     let begin = Instant::now();

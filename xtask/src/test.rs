@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use portcullis_tests::cluster::teardown::sweep;
 use portcullis_tests::privileged::{TEARDOWN, describe, leftovers, require_privileges};
 use portcullis_tests::residue::Snapshot;
 
@@ -43,21 +44,41 @@ pub fn all(name: Option<&str>) -> Tally {
 }
 
 fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
-    crate::setup::ensure_ready()?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Test)?;
     require_privileges()?;
     // The same packages in both commands, so that nothing is compiled twice with different features.
     let mut tests = cargo::executables(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;
     tests.retain(|found| found.test);
     let agent = cargo::program(&cargo::executables(["build", "--workspace", "--bins"])?, "portcullis")?;
+    // A cluster runs on without the test that made it, and takes memory and processors from the tests to come.
+    for name in sweep()? {
+        println!("note: an earlier run was cut off and left a cluster; removed: {}", name.as_str());
+    }
     for thing in Snapshot::take().orphans() {
         println!("note: an earlier run was cut off and left behind: {thing}");
     }
     // Unit tests first: they are quick, and what they find explains what fails later.
     tests.sort_by_key(|found| (is_privileged(found), found.package.clone(), found.target.clone()));
+    let mut image = false;
     for test in &tests {
+        if !image && WITH_IMAGE.contains(&test.target.as_str()) && has_tests(test, name)? {
+            crate::image::build_default()?;
+            image = true;
+        }
         *sum += program(test, &agent, name)?;
     }
     Ok(())
+}
+
+/// Tests of the product as it is installed: they need the container image.
+const WITH_IMAGE: &[&str] = &["examples", "cluster_reach", "cluster_life"];
+
+/// Whether a test program has tests of this name.
+fn has_tests(test: &Executable, name: Option<&str>) -> Result<bool> {
+    let mut command = Command::new(&test.path);
+    command.args(name.filter(|name| *name != test.target)).arg("--list");
+    let output = command.output().with_context(|| format!("listing the tests of {}", test.title()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.ends_with(": test")))
 }
 
 /// Integration tests of the tests' package load programs and make namespaces; nothing else does.

@@ -58,6 +58,16 @@ pub struct AgentArgs {
         help_heading = "Source"
     )]
     pub pod_cidr: Vec<IpNet>,
+    /// Range of the services' cluster addresses, beside those of `ServiceCIDR` objects; may be repeated
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "PORTCULLIS_SERVICE_CIDR",
+        hide_env_values = true,
+        value_delimiter = ',',
+        help_heading = "Source"
+    )]
+    pub service_cidr: Vec<IpNet>,
     /// Folder of libcni's result cache: tells a new pod's addresses before the API server does; need not exist
     #[arg(
         long,

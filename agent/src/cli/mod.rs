@@ -63,7 +63,7 @@ Exit codes: 0 in order, 1 something failed or is wrong, 2 wrong usage.";
 enum Command {
     /// Run the agent of this node
     Agent(Box<AgentArgs>),
-    /// Print what is in the kernel, with names: identities, endpoints, policies, flows, counters, drops
+    /// Print what is in the kernel, with names: identities, endpoints, policies, services, flows, counters, drops
     Dump(dump::DumpArgs),
     /// Say whether the agent works and everything is in force
     Status,

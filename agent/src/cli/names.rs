@@ -8,8 +8,10 @@ use portcullis_common::Kind;
 use portcullis_common::identity::PEER_UNKNOWN;
 use portcullis_common::policy::{Decision, wildcard_of};
 use portcullis_common::reason::Reason;
+use portcullis_common::service::ServiceKey;
 
 use super::output;
+use crate::policy::frontend_text;
 use crate::state::{EndpointState, State};
 
 /// Names behind numbers.
@@ -56,6 +58,7 @@ impl Names {
                 Kind::Node => "any other node".to_owned(),
                 Kind::World => "anywhere else outside".to_owned(),
                 Kind::Unmanaged => "unmanaged addresses".to_owned(),
+                Kind::Service => "addresses of services".to_owned(),
             };
         }
         match self.state.peers.get(&number) {
@@ -82,6 +85,11 @@ impl Names {
             (None, 0, _) => "(isolated, and no rule allows it)".to_owned(),
             (None, number, _) => format!("#{number}"),
         }
+    }
+
+    /// The service, or services, of a frontend.
+    pub fn service(&self, key: &ServiceKey) -> Option<&str> {
+        self.state.services.get(&frontend_text(key)).map(String::as_str)
     }
 
     /// The pod that has an address.

@@ -231,6 +231,16 @@ fn kernel(
             }
         }
     }
+    for ifindex in reader.one_sided()? {
+        findings.push(Finding::warn(
+            "hooks",
+            format!(
+                "{} has connections that were seen in one direction only: packets go past one of our programs",
+                interface(names, ifindex)
+            ),
+            "look for a dataplane that redirects into pods (bpf_redirect_peer), and switch that off",
+        ));
+    }
     if report.endpoints.unknown > 0 {
         findings.push(Finding::warn(
             "endpoints",
@@ -243,6 +253,13 @@ fn kernel(
             "maps",
             "some addresses found no room, so addresses that no map knows are denied",
             "restart the agent with a larger --ipcache-size or --cidrs-size",
+        ));
+    }
+    if reader.services_overflow()? {
+        findings.push(Finding::fail(
+            "maps",
+            "some addresses or ports of services found no room, so what may be one of them is denied",
+            "restart the agent with a larger --services-size",
         ));
     }
     for Usage { map, entries, capacity } in reader.census()?.usage {

@@ -74,7 +74,6 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     })?;
     let mut datapath = open_datapath(args)?;
     let first_start = !datapath.adopted();
-
     let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
     let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED, COVERED]);
     serve(args.metrics_address, metrics.clone(), readiness.clone())?;
@@ -218,6 +217,7 @@ fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
         node_name: args.node_name()?,
         namespace: args.namespace.clone(),
         pod_cidrs: args.pod_cidr.clone(),
+        service_cidrs: args.service_cidr.clone(),
         default_verdict: args.default_verdict.into(),
         network_policies: args.network_policies,
         mode: Mode::from(args.mode),

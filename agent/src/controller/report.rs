@@ -9,7 +9,7 @@ use super::owner::Owner;
 use crate::cli::hook_name;
 use crate::datapath::HookState;
 use crate::model::{IdentityPolicy, World};
-use crate::policy::summarize;
+use crate::policy::{frontend_text, summarize};
 use crate::sources::Source;
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
 use crate::status_writer::{Verdict, Verdicts};
@@ -65,6 +65,7 @@ pub fn state(owner: &Owner, source: &Source) -> State {
         peers: names.peers.clone(),
         subjects: names.subjects.clone(),
         rules: names.rules.clone(),
+        services: names.services.iter().map(|(key, name)| (frontend_text(key), name.clone())).collect(),
         pods,
         endpoints: endpoints(owner),
         uncovered: owner.coverage.uncovered().clone(),
@@ -138,6 +139,9 @@ fn source_state(owner: &Owner, source: &Source) -> SourceState {
         ("Namespace", world.namespaces.len()),
         ("ServiceAccount", world.service_accounts.len()),
         ("Node", world.nodes.len()),
+        ("Service", world.services.len()),
+        ("EndpointSlice", world.endpoint_slices.len()),
+        ("ServiceCIDR", world.service_cidrs.len()),
         ("NetworkPolicy", world.network_policies.len()),
         ("IdentityPolicy", world.identity_policies.len()),
         ("ConfigMap", world.cluster_configs.len()),

@@ -12,6 +12,7 @@ use portcullis_common::Direction;
 use portcullis_common::abi::{Digest, NumberKey, names};
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{PortKey, PortStep, Row, RowKey};
+use portcullis_common::service::{Service, ServiceKey};
 
 use super::kernel::KernelMaps;
 use super::ports::PortTables;
@@ -185,6 +186,14 @@ pub fn cidrs(maps: &KernelMaps) -> Result<BTreeMap<IpNet, Identity>, DatapathErr
         found.extend(net(IpAddr::from(key.data().to_bytes()), key.prefix_len()).map(|net| (net, identity)));
     }
     Ok(found)
+}
+
+/// What the kernel holds.
+pub fn services(maps: &KernelMaps) -> Result<BTreeMap<ServiceKey, Service>, DatapathError> {
+    maps.services
+        .iter()
+        .map(|entry| entry.map_err(|error| DatapathError::map("read", names::SERVICES, error)))
+        .collect()
 }
 
 /// What the kernel holds.

@@ -31,7 +31,9 @@ impl Datapath {
         let mut applied = Applied::default();
         self.write_numbers(numbers, &mut applied);
         self.stage_rows(desired, &mut applied)?;
+        let mut services = self.write_services(desired, &mut applied)?;
         self.write_addresses(desired, &mut applied)?;
+        self.remove_services(desired, &mut services, &mut applied)?;
         let removed = self.slots.apply(
             &mut self.maps,
             &self.pins,
@@ -41,7 +43,7 @@ impl Datapath {
             &mut applied,
         );
         self.write_rows(desired, &mut applied)?;
-        let mut judged_anew = applied.writes > 0;
+        let mut judged_anew = applied.writes > services.harmless;
         if self.config(config::MODE)? != mode as u32 {
             self.set_config(config::MODE, mode as u32)?;
             judged_anew = true;
@@ -81,9 +83,10 @@ impl Datapath {
         });
     }
 
-    /// Peer classes that addresses have now.
+    /// Peer classes that addresses and endpoints of services have now.
     fn live_peers(&self) -> BTreeSet<u32> {
-        self.ipcache.values().chain(self.cidrs.values()).map(|identity| identity.peer).collect()
+        let addresses = self.ipcache.values().chain(self.cidrs.values()).map(|identity| identity.peer);
+        addresses.chain(self.services.peers()).collect()
     }
 
     /// Before any address moves: new peer classes get in the sets in force what their addresses get today, and new
@@ -95,7 +98,7 @@ impl Datapath {
             self.retire(change);
         }
         let live = self.live_peers();
-        let moves = staging::Moves::between(&self.ipcache, &self.cidrs, desired);
+        let moves = staging::Moves::between(&self.ipcache, &self.cidrs, &self.services.sets, desired);
         let in_force: Vec<u32> = self.rows.subjects().collect();
         for subject in in_force {
             let Some(rows) = self.rows.rows(subject) else { continue };
@@ -361,7 +364,7 @@ impl Datapath {
 }
 
 /// An error of a write, told apart from a full map.
-fn full(error: &MapError, map: &'static str, flag: &'static str) -> DatapathError {
+pub(super) fn full(error: &MapError, map: &'static str, flag: &'static str) -> DatapathError {
     let text = error.to_string();
     let code = match error {
         MapError::SyscallError(inner) => inner.io_error.raw_os_error(),

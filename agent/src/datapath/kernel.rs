@@ -12,6 +12,7 @@ use portcullis_common::abi::{Addr6, Counters, Digest, Endpoint, EventBudget, Num
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{PortStep, Row, RowKey};
+use portcullis_common::service::{Service, ServiceKey};
 
 use super::error::DatapathError;
 use super::pins::Pins;
@@ -27,6 +28,7 @@ pub struct KernelMaps {
     pub ipcache6: HashMap<MapData, Addr6, Identity>,
     pub cidrs4: LpmTrie<MapData, u32, Identity>,
     pub cidrs6: LpmTrie<MapData, Addr6, Identity>,
+    pub services: HashMap<MapData, ServiceKey, Service>,
     pub subjects: Array<MapData, u32>,
     pub rows: HashMap<MapData, RowKey, Row>,
     pub ports: Array<MapData, PortStep>,
@@ -64,6 +66,7 @@ impl KernelMaps {
             ipcache6: typed(source, names::IPCACHE6)?,
             cidrs4: typed(source, names::CIDRS4)?,
             cidrs6: typed(source, names::CIDRS6)?,
+            services: typed(source, names::SERVICES)?,
             subjects: typed(source, names::SUBJECTS)?,
             rows: typed(source, names::ROWS)?,
             ports: typed(source, names::PORTS)?,

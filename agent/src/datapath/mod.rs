@@ -20,6 +20,7 @@ mod ports;
 pub mod probe;
 mod reader;
 mod rows;
+mod services;
 mod sizes;
 mod staging;
 pub mod sys;
@@ -88,6 +89,7 @@ pub struct Datapath {
     slots: Slots,
     ipcache: BTreeMap<IpAddr, Identity>,
     cidrs: BTreeMap<IpNet, Identity>,
+    services: services::Frontends,
     numbers: BTreeMap<NumberKey, Digest>,
     retired: Retired,
     /// Tables whose rows are deleted; a program may still hold such a row until the next grace period.
@@ -163,6 +165,7 @@ impl Datapath {
             slots: Slots::adopt(&maps, &pins, &sizes)?,
             ipcache: adopt::ipcache(&maps)?,
             cidrs: adopt::cidrs(&maps)?,
+            services: services::Frontends::new(adopt::services(&maps)?),
             numbers: adopt::numbers(&maps)?,
             failed: BTreeSet::new(),
             adopted: false,

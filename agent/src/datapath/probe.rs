@@ -84,6 +84,7 @@ pub fn load_programs() -> Result<(), DatapathError> {
     let sizes = Sizes {
         ipcache_size: 1,
         cidrs_size: 1,
+        services_size: 1,
         subjects_size: 1,
         rows_size: 1,
         ports_size: 1,

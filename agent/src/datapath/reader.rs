@@ -10,14 +10,16 @@ use aya::maps::lpm_trie::Key;
 use aya::programs::links::{FdLink, PinnedLink};
 use ipnet::IpNet;
 use portcullis_common::abi::{Addr6, Digest, Endpoint, Mode, NumberKey, PairKey, config, names};
-use portcullis_common::flow::Flow;
+use portcullis_common::flow::{Flow, FlowKey4, FlowKey6, state};
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{Decision, PortKey, PortStep, Row, RowKey};
+use portcullis_common::service::{Service, ServiceKey};
 use portcullis_common::{Direction, Kind, Reason};
 
 use super::inspect::{self, AnyKey, PairCounters, Usage};
 use super::kernel::KernelMaps;
-use super::{DatapathError, HookState, Pins, attach, batch};
+use super::{DatapathError, HookState, Pins, attach, batch, probe};
+use crate::policy::service_address;
 
 /// The pinned maps, open for reading.
 #[derive(Debug)]
@@ -94,6 +96,11 @@ impl Reader {
         Ok(inspect::config_word(&self.maps, config::OVERFLOW)? != 0)
     }
 
+    /// Whether some frontend of a service found no room, so that what may be one is denied.
+    pub fn services_overflow(&self) -> Result<bool, DatapathError> {
+        Ok(inspect::config_word(&self.maps, config::SERVICES_OVERFLOW)? != 0)
+    }
+
     /// The mode that the agent set and the one that `portcullis mode` set.
     pub fn modes(&self) -> Result<(Option<Mode>, Option<Mode>), DatapathError> {
         inspect::modes(&self.maps)
@@ -122,6 +129,37 @@ impl Reader {
     /// The flows of the endpoint in a slot.
     pub fn flows(&self, slot: u32) -> Result<Vec<(AnyKey, Flow)>, DatapathError> {
         inspect::flows(&self.pins, slot)
+    }
+
+    /// The interfaces with a TCP connection whose opener goes on as if it had been answered, while our programs saw no
+    /// answer: it goes by a way past one of the hooks.
+    ///
+    /// # Errors
+    /// If a map or the kernel's tick counter cannot be read.
+    pub fn one_sided(&self) -> Result<BTreeSet<u32>, DatapathError> {
+        let now =
+            probe::jiffies().map_err(|error| DatapathError::System { call: "reading jiffies", error })?;
+        let tells = |flow: &Flow| {
+            #[expect(clippy::cast_possible_truncation, reason = "the low halves are compared, across a wrap")]
+            let idle = now.wrapping_sub(flow.last_seen as u32);
+            let alive = idle <= flow.timeout || idle > u32::MAX / 2;
+            alive && flow.state & state::UNHEARD != 0 && flow.state & state::LIFE != state::OPEN
+        };
+        let mut found = BTreeSet::new();
+        for (slot, endpoint) in self.endpoints()? {
+            let mut told = false;
+            let pins = [self.pins.flow(slot, 4), self.pins.flow(slot, 6)];
+            if !pins.iter().all(|pin| pin.exists()) {
+                // The endpoint is coming or going.
+                continue;
+            }
+            batch::for_each(&pins[0], names::FLOWS4, &mut |_: FlowKey4, flow| told |= tells(&flow))?;
+            batch::for_each(&pins[1], names::FLOWS6, &mut |_: FlowKey6, flow| told |= tells(&flow))?;
+            if told {
+                found.insert(endpoint.ifindex);
+            }
+        }
+        Ok(found)
     }
 
     /// Which pair a counter slot belongs to.
@@ -159,6 +197,14 @@ impl Reader {
             prefix(IpAddr::from(key.data().to_bytes()), key.prefix_len(), identity);
         })?;
         found.sort_by_key(|entry| (!entry.exact, entry.net.addr().is_ipv6(), entry.net));
+        Ok(found)
+    }
+
+    /// The frontends of services, sorted.
+    pub fn services(&self) -> Result<Vec<(ServiceKey, Service)>, DatapathError> {
+        let mut found = Vec::new();
+        self.each(names::SERVICES, &mut |key: ServiceKey, service: Service| found.push((key, service)))?;
+        found.sort_by_key(|(key, _)| (key.family, service_address(key), key.protocol, key.port));
         Ok(found)
     }
 
@@ -223,6 +269,7 @@ impl Reader {
         count(names::IPCACHE6, entries);
         count(names::CIDRS4, self.count::<Key<u32>, Identity>(names::CIDRS4)?);
         count(names::CIDRS6, self.count::<Key<Addr6>, Identity>(names::CIDRS6)?);
+        count(names::SERVICES, self.count::<ServiceKey, Service>(names::SERVICES)?);
         entries = 0;
         self.each(names::SUBJECTS, &mut |_: u32, rowset: u32| entries += u64::from(rowset != 0))?;
         count(names::SUBJECTS, entries);

@@ -11,6 +11,7 @@ use portcullis_common::abi::{
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{PortStep, Row, RowKey};
 use portcullis_common::reason::REASONS;
+use portcullis_common::service::{Service, ServiceKey};
 
 /// How many entries the maps have; each is a flag of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
@@ -21,6 +22,9 @@ pub struct Sizes {
     /// CIDR prefixes, for each IP version
     #[arg(long, value_name = "N", default_value_t = 65_536, help_heading = "Map sizes")]
     pub cidrs_size: u32,
+    /// Frontends of services: an address, or the nodes', with a protocol and a port
+    #[arg(long, value_name = "N", default_value_t = 65_536, help_heading = "Map sizes")]
+    pub services_size: u32,
     /// Subject classes: groups of pods that the same policies select
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Map sizes")]
     pub subjects_size: u32,
@@ -46,6 +50,7 @@ impl Default for Sizes {
         Self {
             ipcache_size: 131_072,
             cidrs_size: 65_536,
+            services_size: 65_536,
             subjects_size: 4096,
             rows_size: 262_144,
             ports_size: 65_536,
@@ -110,6 +115,9 @@ impl Shape {
             names::IPCACHE6 => Self::new(HASH, size_of::<Addr6>(), identity, sizes.ipcache_size),
             names::CIDRS4 => Self::new(LPM_TRIE, 8, identity, sizes.cidrs_size),
             names::CIDRS6 => Self::new(LPM_TRIE, 20, identity, sizes.cidrs_size),
+            names::SERVICES => {
+                Self::new(HASH, size_of::<ServiceKey>(), size_of::<Service>(), sizes.services_size)
+            }
             names::SUBJECTS => Self::new(ARRAY, 4, 4, sizes.subjects_size),
             names::ROWS => Self::new(HASH, size_of::<RowKey>(), size_of::<Row>(), sizes.rows_size),
             names::PORTS => Self::new(ARRAY, 4, size_of::<PortStep>(), sizes.ports_size),

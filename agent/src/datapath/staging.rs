@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use portcullis_common::identity::{FIRST_PEER, Identity};
-use portcullis_common::policy::{Decision, PortKey, wildcard};
+use portcullis_common::policy::{Decision, PortKey};
 use portcullis_common::{Direction, Reason, Verdict};
 
-use crate::policy::{Desired, Function, RowSet};
+use crate::policy::{Desired, EndpointSet, Function, RowSet, function_of, longest, row_of_set};
 
 /// A peer class with the kind of its addresses.
 type Class = (u32, u8);
@@ -25,6 +25,10 @@ pub struct Moves {
     into: BTreeMap<Class, BTreeSet<Class>>,
     /// Classes that no address will have, with those that their addresses will have.
     out_of: BTreeMap<Class, BTreeSet<Class>>,
+    /// Endpoint sets that are new.
+    new_sets: BTreeMap<u32, Arc<EndpointSet>>,
+    /// Endpoint sets that will be gone.
+    old_sets: BTreeMap<u32, Arc<EndpointSet>>,
 }
 
 impl Moves {
@@ -32,6 +36,7 @@ impl Moves {
     pub fn between(
         ipcache: &BTreeMap<IpAddr, Identity>,
         cidrs: &BTreeMap<IpNet, Identity>,
+        sets: &BTreeMap<u32, Arc<EndpointSet>>,
         desired: &Desired,
     ) -> Self {
         let peers = |ipcache: &BTreeMap<IpAddr, Identity>, cidrs: &BTreeMap<IpNet, Identity>| {
@@ -39,7 +44,15 @@ impl Moves {
         };
         let before = peers(ipcache, cidrs);
         let after = peers(&desired.ipcache, &desired.cidrs);
-        let mut moves = Self::default();
+        let missing = |from: &BTreeMap<u32, Arc<EndpointSet>>, of: &BTreeMap<u32, Arc<EndpointSet>>| {
+            let missing = of.iter().filter(|(number, _)| !from.contains_key(number));
+            missing.map(|(number, set)| (*number, Arc::clone(set))).collect()
+        };
+        let mut moves = Self {
+            new_sets: missing(sets, &desired.sets),
+            old_sets: missing(&desired.sets, sets),
+            ..Self::default()
+        };
         let mut add = |from: Identity, to: Identity| {
             let (from, to) = ((from.peer, from.kind), (to.peer, to.kind));
             if from == to {
@@ -74,30 +87,13 @@ impl Moves {
 
     /// Rows in force with those of the new classes; `None` if none is needed. `strict`: they get nothing.
     pub fn stage(&self, rows: &RowSet, strict: bool) -> Option<RowSet> {
-        with_classes(rows, &self.into, strict)
+        with_sets(rows, with_classes(rows, &self.into, strict), &self.new_sets)
     }
 
     /// Rows of a new subject class with those of the classes that addresses are about to leave; `None` if none is needed.
     pub fn unstaged(&self, rows: &RowSet) -> Option<RowSet> {
-        with_classes(rows, &self.out_of, false)
+        with_sets(rows, with_classes(rows, &self.out_of, false), &self.old_sets)
     }
-}
-
-/// What the longest prefix says about a net.
-fn longest(cidrs: &BTreeMap<IpNet, Identity>, net: IpNet) -> Identity {
-    let mut wanted = Some(net.trunc());
-    while let Some(net) = wanted {
-        if let Some(identity) = cidrs.get(&net) {
-            return *identity;
-        }
-        wanted = net.supernet();
-    }
-    Identity::WORLD
-}
-
-/// What a class gets.
-fn function_of(rows: &RowSet, direction: Direction, (peer, kind): Class) -> Option<&Arc<Function>> {
-    rows.get(&(direction, peer)).or_else(|| rows.get(&(direction, wildcard(kind))))
 }
 
 fn with_classes(rows: &RowSet, classes: &BTreeMap<Class, BTreeSet<Class>>, strict: bool) -> Option<RowSet> {
@@ -121,6 +117,24 @@ fn with_classes(rows: &RowSet, classes: &BTreeMap<Class, BTreeSet<Class>>, stric
             let function = if strict { deny() } else { today };
             staged.get_or_insert_with(|| rows.clone()).insert((direction, class.0), function);
         }
+    }
+    staged
+}
+
+/// Adds what endpoint sets get, by the rows that their endpoints have then.
+fn with_sets(
+    rows: &RowSet,
+    mut staged: Option<RowSet>,
+    sets: &BTreeMap<u32, Arc<EndpointSet>>,
+) -> Option<RowSet> {
+    // Rows for ingress alone, or of a pod elsewhere, are not asked about frontends.
+    if sets.is_empty() || !rows.keys().any(|(direction, _)| *direction == Direction::Egress) {
+        return staged;
+    }
+    for (&number, set) in sets {
+        let function = row_of_set(staged.as_ref().unwrap_or(rows), set);
+        let rows = staged.get_or_insert_with(|| rows.clone());
+        rows.insert((Direction::Egress, number), Arc::new(function));
     }
     staged
 }
@@ -165,7 +179,7 @@ mod tests {
     fn a_new_class_gets_the_strictest_of_what_its_addresses_get_today() {
         let before = desired(&[("10.0.0.1", 20), ("10.0.0.2", 21), ("10.0.0.3", 20)], &[("0.0.0.0/0", 1)]);
         let after = desired(&[("10.0.0.1", 30), ("10.0.0.2", 30), ("10.0.0.3", 20)], &[("0.0.0.0/0", 1)]);
-        let moves = Moves::between(&before.ipcache, &before.cidrs, &after);
+        let moves = Moves::between(&before.ipcache, &before.cidrs, &before.sets, &after);
         let pods = (Direction::Ingress, wildcard_of(Kind::Pod));
         let rows =
             RowSet::from([(pods, always(Verdict::Allow)), ((Direction::Ingress, 21), always(Verdict::Deny))]);
@@ -186,7 +200,7 @@ mod tests {
         let before = desired(&[], &[("0.0.0.0/0", 1), ("10.0.0.0/8", 40)]);
         let after =
             desired(&[("10.0.0.1", 30)], &[("0.0.0.0/0", 1), ("10.0.0.0/8", 40), ("192.0.2.0/24", 41)]);
-        let moves = Moves::between(&before.ipcache, &before.cidrs, &after);
+        let moves = Moves::between(&before.ipcache, &before.cidrs, &before.sets, &after);
         let world = Kind::World as u8;
         assert_eq!(moves.into[&(30, Kind::Pod as u8)], BTreeSet::from([(40, world)]));
         assert_eq!(moves.into[&(41, world)], BTreeSet::from([(1, world)]));

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use portcullis_common::abi::{Counters, Mode, endpoint_flags};
 use portcullis_common::{Direction, Verdict};
@@ -76,6 +77,11 @@ const FOREIGN: Family = gauge(
     &[],
     "Pod interfaces on which a program of others runs before ours",
 );
+const ONE_SIDED: Family = gauge(
+    "portcullis_endpoints_one_sided",
+    &[],
+    "Pod interfaces with connections that were seen in one direction only",
+);
 const UNCOVERED: Family = gauge(
     "portcullis_pods_without_endpoint",
     &[],
@@ -99,6 +105,9 @@ const SOURCE_ERRORS: Family =
     gauge("portcullis_source_errors", &[], "Files or kinds that cannot be read now");
 const BUILD_INFO: Family = gauge("portcullis_build_info", &["version"], "Always 1, for the version");
 
+/// How often flow tables are read for [`ONE_SIDED`].
+const ONE_SIDED_EVERY: Duration = Duration::from_secs(30);
+
 /// Every family that the collector fills.
 pub const FAMILIES: &[Family] = &[
     PACKETS,
@@ -114,6 +123,7 @@ pub const FAMILIES: &[Family] = &[
     EXPECTED,
     ATTACHED,
     FOREIGN,
+    ONE_SIDED,
     UNCOVERED,
     WRITES_STATUS,
     STATUS_ERROR,
@@ -174,6 +184,8 @@ pub struct MapCollector {
 struct Inner {
     /// Kept once it could be opened: the maps live as long as the agent.
     reader: Option<Reader>,
+    /// How many interfaces are seen in one direction only, and when that was counted.
+    one_sided: Option<(Instant, u64)>,
     errors: u64,
 }
 
@@ -203,7 +215,9 @@ impl MapCollector {
             None => Reader::open(&self.bpffs),
         };
         let result = reader.and_then(|reader| {
-            let read = maps(&reader, state, sample);
+            let read = maps(&reader, state, sample)
+                .and_then(|()| one_sided(&reader, &mut inner.one_sided))
+                .map(|count| sample.add(&ONE_SIDED, &[], count));
             inner.reader = Some(reader);
             read
         });
@@ -280,6 +294,18 @@ fn maps(reader: &Reader, state: &State, sample: &mut Sample) -> Result<(), Datap
         sample.add(&OVERRIDE, &[mode.name()], u64::from(forced == Some(mode)));
     }
     Ok(())
+}
+
+/// Counts the interfaces that are seen in one direction only: all flow tables are read for it, so not at every scrape.
+fn one_sided(reader: &Reader, last: &mut Option<(Instant, u64)>) -> Result<u64, DatapathError> {
+    if let Some((at, count)) = last
+        && at.elapsed() < ONE_SIDED_EVERY
+    {
+        return Ok(*count);
+    }
+    let count = reader.one_sided()?.len() as u64;
+    *last = Some((Instant::now(), count));
+    Ok(count)
 }
 
 /// Namespace and service account of a principal; reserved ones have no namespace.

@@ -19,6 +19,8 @@ pub struct Region {
     pub blocks: Arc<[u32]>,
     /// They belong to a pod range.
     pub pod_range: bool,
+    /// They belong to a range of service addresses.
+    pub service_range: bool,
 }
 
 /// The regions by prefix.
@@ -30,12 +32,12 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// The regions that blocks and pod ranges make.
-    pub fn new(blocks: &[Block], pod_ranges: &BTreeSet<IpNet>) -> Self {
+    /// The regions that blocks and ranges make. Where a pod range and a service range overlap, the smaller one counts.
+    pub fn new(blocks: &[Block], pod_ranges: &BTreeSet<IpNet>, service_ranges: &BTreeSet<IpNet>) -> Self {
         let pod_ranges: BTreeSet<IpNet> = pod_ranges.iter().map(IpNet::trunc).collect();
         let everything: [IpNet; 2] = [Ipv4Net::default().into(), Ipv6Net::default().into()];
         let mut prefixes: BTreeSet<IpNet> =
-            everything.into_iter().chain(pod_ranges.iter().copied()).collect();
+            everything.into_iter().chain(pod_ranges.iter().chain(service_ranges).copied()).collect();
         let mut by_cidr: HashMap<IpNet, Vec<u32>> = HashMap::new();
         for (id, block) in (0..).zip(blocks) {
             prefixes.insert(block.cidr);
@@ -52,15 +54,18 @@ impl Regions {
         let mut shared: HashMap<Vec<u32>, Arc<[u32]>> = HashMap::new();
         for prefix in prefixes {
             let mut contains = Vec::new();
-            let mut pod_range = false;
+            let (mut pod_range, mut service_range) = (false, false);
             for around in regions.around(prefix.addr(), prefix.prefix_len()) {
                 let candidates = by_cidr.get(&around).into_iter().flatten().copied();
                 contains.extend(candidates.filter(|&id| blocks[id as usize].contains(&prefix)));
-                pod_range |= pod_ranges.contains(&around);
+                if !pod_range && !service_range {
+                    pod_range = pod_ranges.contains(&around);
+                    service_range = !pod_range && service_ranges.contains(&around);
+                }
             }
             contains.sort_unstable();
             let blocks = shared.entry(contains).or_insert_with_key(|ids| ids.as_slice().into()).clone();
-            regions.by_prefix.insert(prefix, Region { blocks, pod_range });
+            regions.by_prefix.insert(prefix, Region { blocks, pod_range, service_range });
         }
         regions
     }
@@ -102,12 +107,14 @@ mod tests {
             block("10.9.0.0/16", &["10.9.1.128/25"]),
         ];
         let pod_ranges = ["10.9.0.0/20".parse().unwrap(), "fd00:1::/32".parse().unwrap()].into();
-        let regions = Regions::new(&blocks, &pod_ranges);
+        let service_ranges = ["10.9.1.0/28".parse().unwrap(), "10.0.0.0/8".parse().unwrap()].into();
+        let regions = Regions::new(&blocks, &pod_ranges, &service_ranges);
         for (address, wanted, pod_range) in [
             ("10.1.1.1", &[0, 2][..], false),
             ("10.9.200.1", &[2, 4], false),
             ("10.9.2.1", &[2, 4], true),
-            ("10.9.1.1", &[1, 2, 4], true),
+            ("10.9.1.17", &[1, 2, 4], true),
+            ("10.9.1.1", &[1, 2, 4], false),
             ("10.9.1.129", &[1, 2], true),
             ("11.0.0.0", &[2], false),
             ("fd00::1", &[3], false),
@@ -116,6 +123,8 @@ mod tests {
         ] {
             let region = regions.find(address.parse().unwrap()).unwrap();
             assert_eq!((&*region.blocks, region.pod_range), (wanted, pod_range), "{address}");
+            let service_range = address.starts_with("10.") && !pod_range;
+            assert_eq!(region.service_range, service_range, "{address}");
         }
         // Straight from the definition of a block, for addresses around every border.
         for (net, _) in regions.iter() {

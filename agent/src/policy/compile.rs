@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use portcullis_common::abi::{Mode, NumberSpace};
+use portcullis_common::identity::identity_flags;
 use portcullis_common::{Direction, Identity, Kind};
 
 use super::blocks::Regions;
@@ -18,7 +19,7 @@ use super::ir::{Policy, Report, parse_mode};
 use super::linked::Linked;
 use super::population::{Holder, Population};
 use super::subjects::{RowWriter, SubjectClass};
-use super::{cluster_config, identity_policy, network_policy};
+use super::{cluster_config, identity_policy, network_policy, services};
 use crate::api::MODE_KEY;
 use crate::identity::Numbers;
 use crate::model::World;
@@ -35,14 +36,15 @@ pub fn compile(world: &World, numbers: &mut Numbers) -> Desired {
     let linked = Linked::new(policies_in_force(world, &modes, &mut desired.problems));
     let population = Population::new(world, &linked);
     let pod_ranges = world.nodes.values().flat_map(|node| &node.pod_cidrs).chain(&world.settings.pod_cidrs);
-    let regions = Regions::new(&linked.blocks, &pod_ranges.copied().collect());
+    let regions = Regions::new(&linked.blocks, &pod_ranges.copied().collect(), &services::ranges(world));
 
     let mut compiler =
         Compiler { world, linked: &linked, population: &population, regions: &regions, numbers, desired };
-    let peers = compiler.addresses();
+    let mut peers = compiler.addresses();
+    compiler.desired.names.peers = std::mem::take(&mut peers.names);
+    services::compile(world, &population, compiler.numbers, &mut compiler.desired);
     compiler.subjects(&modes, &peers);
     desired = compiler.desired;
-    desired.names.peers = peers.names;
     desired.problems.sort();
     desired.problems.dedup();
     desired
@@ -98,7 +100,7 @@ impl<'a> Compiler<'a> {
     /// Fills the address maps, and finds the peer classes.
     fn addresses(&mut self) -> PeerClasses<'a> {
         let names = &mut self.desired.names.principals;
-        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pod) {
+        for kind in Kind::ALL.into_iter().filter(|kind| !matches!(kind, Kind::Pod | Kind::Service)) {
             names.insert(kind.principal(), kind.name().to_owned());
         }
         let mut peers = PeerClasses::new(self.linked);
@@ -117,6 +119,12 @@ impl<'a> Compiler<'a> {
             let blocks = self.regions.find(address).map(|region| region.blocks.clone()).unwrap_or_default();
             let (kind, group, ports) = match holder {
                 Holder::Kind(kind) => (kind, None, Arc::default()),
+                Holder::Service { borrowed } => {
+                    let identity = self.service(&mut peers);
+                    let flags = if borrowed { identity_flags::BORROWED } else { 0 };
+                    self.desired.ipcache.insert(address, Identity { flags, ..identity });
+                    continue;
+                }
                 Holder::Pod(pod, group) => {
                     let ports =
                         used_ports(&pod.named_ports, |name| self.linked.peer_port_names.contains(name));
@@ -134,6 +142,11 @@ impl<'a> Compiler<'a> {
             self.desired.ipcache.insert(address, Identity::new(principal, peer, kind));
         }
         for (prefix, region) in self.regions.iter() {
+            if region.service_range {
+                let identity = self.service(&mut peers);
+                self.desired.cidrs.insert(prefix, identity);
+                continue;
+            }
             let kind = if region.pod_range { Kind::Unmanaged } else { Kind::World };
             let class = PeerClass {
                 kind,
@@ -146,6 +159,19 @@ impl<'a> Compiler<'a> {
             self.desired.cidrs.insert(prefix, Identity::new(kind.principal(), peer, kind));
         }
         peers
+    }
+
+    /// The identity of a service's address: no selector and no block is about it.
+    fn service(&mut self, peers: &mut PeerClasses<'a>) -> Identity {
+        let kind = Kind::Service;
+        let class = PeerClass {
+            kind,
+            principal: kind.principal(),
+            selectors: Arc::default(),
+            blocks: Arc::default(),
+            ports: Arc::default(),
+        };
+        Identity::new(kind.principal(), peers.number(class, kind.name(), self.numbers), kind)
     }
 
     /// Finds the subject classes, gives them to their pods and writes their rows.
@@ -192,6 +218,9 @@ impl<'a> Compiler<'a> {
             let mut rows = RowSet::new();
             for &direction in directions(subject.local) {
                 writer.write(&subject.class, direction, &mut rows);
+            }
+            if subject.local {
+                writer.write_sets(&self.desired.sets, &mut rows);
             }
             self.desired.subjects.insert(number, Arc::new(rows));
         }

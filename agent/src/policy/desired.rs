@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use portcullis_common::policy::{Decision, PortKey};
+use portcullis_common::policy::{Decision, PortKey, wildcard};
+use portcullis_common::service::{Service, ServiceEntry, ServiceKey};
 use portcullis_common::{Direction, Identity};
 
 /// A finished function from protocol and port to a decision: sorted steps, the first at [`PortKey::FIRST`], neighbours
@@ -55,6 +56,32 @@ impl Function {
 /// egress); a peer class has a row only where its function differs from that of its kind.
 pub type RowSet = BTreeMap<(Direction, u32), Arc<Function>>;
 
+/// What a peer class of a kind gets: its own row, or that of its kind.
+pub fn function_of(rows: &RowSet, direction: Direction, (peer, kind): (u32, u8)) -> Option<&Arc<Function>> {
+    rows.get(&(direction, peer)).or_else(|| rows.get(&(direction, wildcard(kind))))
+}
+
+/// What the longest prefix says about a net.
+pub fn longest(cidrs: &BTreeMap<IpNet, Identity>, net: IpNet) -> Identity {
+    let mut wanted = Some(net.trunc());
+    while let Some(net) = wanted {
+        if let Some(identity) = cidrs.get(&net) {
+            return *identity;
+        }
+        wanted = net.supernet();
+    }
+    Identity::WORLD
+}
+
+/// More endpoints than a frontend can list. A peer class stands for them, and its row is constant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSet {
+    /// Transport protocol.
+    pub protocol: u8,
+    /// The endpoints.
+    pub entries: Vec<ServiceEntry>,
+}
+
 /// What the endpoint of a pod of this node needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodIdentity {
@@ -90,6 +117,8 @@ pub struct Names {
     pub subjects: BTreeMap<u32, String>,
     /// Rule: `NetworkPolicy shop/db ingress[0]`, `IdentityPolicy shop/db ingress api`.
     pub rules: BTreeMap<u32, String>,
+    /// Frontend: `shop/web:http`.
+    pub services: BTreeMap<ServiceKey, String>,
 }
 
 /// Everything that shall be in the maps.
@@ -100,6 +129,10 @@ pub struct Desired {
     pub ipcache: BTreeMap<IpAddr, Identity>,
     /// Prefixes, on a miss: CIDR blocks and their holes, pod ranges, and always `0.0.0.0/0` and `::/0`.
     pub cidrs: BTreeMap<IpNet, Identity>,
+    /// Frontends of services.
+    pub services: BTreeMap<ServiceKey, Service>,
+    /// Endpoints of frontends that have more than they can list, by peer class.
+    pub sets: BTreeMap<u32, Arc<EndpointSet>>,
     /// Rows by subject class: of this node's pods in both directions, of other pods with egress rules for egress.
     pub subjects: BTreeMap<u32, Arc<RowSet>>,
     /// Pods of this node (or whose node is not said) that own an address, by UID.
@@ -108,4 +141,11 @@ pub struct Desired {
     pub names: Names,
     /// What was not understood.
     pub problems: Vec<Problem>,
+}
+
+impl Desired {
+    /// Who is behind an address: the exact entry, else the longest prefix, else the outside.
+    pub fn identity(&self, address: IpAddr) -> Identity {
+        self.ipcache.get(&address).copied().unwrap_or_else(|| longest(&self.cidrs, IpNet::from(address)))
+    }
 }

@@ -15,6 +15,7 @@ mod linked;
 mod network_policy;
 mod population;
 mod selector;
+mod services;
 mod subjects;
 mod summary;
 #[cfg(test)]
@@ -24,5 +25,7 @@ mod tiers;
 pub use compile::compile;
 pub use desired::*;
 pub use host_maps::HostMaps;
+pub use ir::protocol_name;
 pub use selector::{Accounts, BadSelector, Namespaces, PodSelector, Selector};
+pub use services::{frontend_text, row_of_set, service_address, service_key};
 pub use summary::{PolicySummary, summarize};

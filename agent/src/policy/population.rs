@@ -7,6 +7,7 @@ use std::sync::Arc;
 use portcullis_common::Kind;
 
 use super::linked::{Linked, by_namespace};
+use super::services;
 use crate::identity::{is_known, owners};
 use crate::model::{Labels, Pod, World};
 
@@ -29,6 +30,11 @@ pub enum Holder<'w> {
     Pod(&'w Pod, usize),
     /// A node, or a pod of which not enough is known.
     Kind(Kind),
+    /// A service; of a borrowed address only on the service's ports.
+    Service {
+        /// It is an external address, which exists without the service.
+        borrowed: bool,
+    },
 }
 
 /// The pods and nodes of the world.
@@ -43,7 +49,10 @@ impl<'w> Population<'w> {
     /// Finds the holders, and matches the selectors of the policies in force.
     pub fn new(world: &'w World, linked: &Linked) -> Self {
         let mut grouping = Grouping::new(world, linked);
-        let mut holders = BTreeMap::new();
+        // Whoever may write a service may give it any address: one that is somebody's stays so.
+        let frontends = services::addresses(world).into_iter();
+        let mut holders: BTreeMap<_, _> =
+            frontends.map(|(address, borrowed)| (address, Holder::Service { borrowed })).collect();
         for (address, pod) in owners(world) {
             let holder = if is_known(world, pod) {
                 Holder::Pod(pod, grouping.group_of(pod))

@@ -1,6 +1,6 @@
 //! Subject classes: which pods the same policies select, and their rows.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use portcullis_common::abi::Mode;
@@ -8,11 +8,12 @@ use portcullis_common::policy::wildcard_of;
 use portcullis_common::{Direction, Kind, Verdict};
 
 use super::classes::{PeerClasses, port_text, used_ports};
-use super::desired::{Function, RowSet};
+use super::desired::{EndpointSet, Function, RowSet, function_of};
 use super::ir::NamedPort;
 use super::linked::{Linked, LinkedRule, LinkedSection, PeerView};
 use super::population::Group;
 use super::selector::list;
+use super::services::row_of_set;
 use super::tiers::{Acting, Defaults, Question};
 use crate::model::Pod;
 
@@ -165,7 +166,9 @@ impl RowWriter<'_> {
             function.clone()
         };
         for kind in Kind::ALL {
-            let anything = PeerView { kind, selectors: &[], blocks: &self.peers.families, ports: &[] };
+            // The address of a service is in no block, whatever the block says.
+            let blocks = if kind == Kind::Service { &[][..] } else { &self.peers.families };
+            let anything = PeerView { kind, selectors: &[], blocks, ports: &[] };
             rows.insert((direction, wildcard_of(kind)), answer(anything));
         }
         for at in self.peers.candidates(&selectors, &blocks, &names) {
@@ -175,5 +178,26 @@ impl RowWriter<'_> {
                 rows.insert((direction, *number), function);
             }
         }
+    }
+
+    /// Adds the rows of endpoint sets; those of the endpoints' classes must be there.
+    pub fn write_sets(&mut self, sets: &BTreeMap<u32, Arc<EndpointSet>>, rows: &mut RowSet) {
+        for (&number, set) in sets {
+            let function = row_of_set(rows, set);
+            let kind = function_of(rows, Direction::Egress, (number, Kind::Service as u8));
+            if kind.is_none_or(|kind| **kind != function) {
+                let function = self.share(function);
+                rows.insert((Direction::Egress, number), function);
+            }
+        }
+    }
+
+    fn share(&mut self, function: Function) -> Arc<Function> {
+        if let Some(shared) = self.functions.get(&function) {
+            return Arc::clone(shared);
+        }
+        let shared = Arc::new(function);
+        self.functions.insert(Arc::clone(&shared));
+        shared
     }
 }

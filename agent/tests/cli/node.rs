@@ -97,6 +97,7 @@ impl Node {
         let sizes = Sizes {
             ipcache_size: 16,
             cidrs_size: 16,
+            services_size: 16,
             subjects_size: 16,
             rows_size: 64,
             ports_size: 64,
@@ -232,6 +233,6 @@ fn desired() -> Desired {
         subjects: BTreeMap::from([(1, Arc::new(rows))]),
         pods: BTreeMap::from([("uid".into(), pod)]),
         names: Names::default(),
-        problems: Vec::new(),
+        ..Desired::default()
     }
 }

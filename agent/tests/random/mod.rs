@@ -1,6 +1,7 @@
 //! Random worlds from a seed, in which rare fields and mistakes are frequent.
 
 mod identity;
+pub mod services;
 
 use std::net::IpAddr;
 

@@ -2,6 +2,7 @@
 //! It shares no code with the compiler that it is compared with.
 
 pub mod identity;
+pub mod services;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -21,6 +21,12 @@ pub const PACKAGES: [&str; 7] = [
     "test/images/agnhost",
 ];
 
+/// The release of CoreDNS.
+pub const COREDNS: &str = "1.12.4";
+
+/// Its program.
+pub const DNS_SERVER: &str = "coredns";
+
 /// Names a folder with `etcd` and `kube-apiserver` to use instead, by the convention of the Kubernetes project.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
@@ -44,7 +50,12 @@ pub fn kubernetes() -> PathBuf {
     cache().join(format!("kubernetes-{KUBERNETES}"))
 }
 
-/// A program of Kubernetes, or etcd.
+/// Where CoreDNS is, once built.
+pub fn coredns() -> PathBuf {
+    cache().join(format!("coredns-{COREDNS}"))
+}
+
+/// A program of Kubernetes, CoreDNS, or etcd.
 pub fn find(program: &str) -> Result<PathBuf> {
     if ["etcd", "kube-apiserver"].contains(&program)
         && let Some(folder) = std::env::var_os(ASSETS).filter(|value| !value.is_empty())
@@ -55,19 +66,20 @@ pub fn find(program: &str) -> Result<PathBuf> {
         }
         bail!("{ASSETS} is set to {}, where there is no {program}", folder.display());
     }
-    let built = kubernetes().join("bin").join(program);
+    let folder = if program == DNS_SERVER { coredns() } else { kubernetes() };
+    let built = folder.join("bin").join(program);
     if built.is_file() {
         return Ok(built);
     }
     match in_path(program) {
-        // Another release of a Kubernetes program than the pinned one would be a surprise; etcd may be any.
-        Some(path) if !is_of_kubernetes(program) => Ok(path),
+        // Another release than the pinned one would be a surprise; etcd may be any.
+        Some(path) if !is_pinned(program) => Ok(path),
         _ => bail!("{program} is missing: run `cargo xtask setup`"),
     }
 }
 
-fn is_of_kubernetes(program: &str) -> bool {
-    PACKAGES.iter().any(|package| package.ends_with(&format!("/{program}")))
+fn is_pinned(program: &str) -> bool {
+    program == DNS_SERVER || PACKAGES.iter().any(|package| package.ends_with(&format!("/{program}")))
 }
 
 /// The programs of Kubernetes that are not there.
@@ -95,8 +107,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_pinned_release_is_a_kubernetes_program() {
-        assert!(is_of_kubernetes("kubectl") && is_of_kubernetes("agnhost") && !is_of_kubernetes("etcd"));
+    fn only_etcd_may_be_of_any_release() {
+        assert!(is_pinned("kubectl") && is_pinned("coredns") && !is_pinned("etcd"));
         let error = find("no-such-program").unwrap_err().to_string();
         assert!(error.contains("no-such-program") && error.contains("cargo xtask setup"), "{error}");
     }

@@ -10,6 +10,9 @@ use super::archive::{Entry, Image};
 use super::binaries;
 use crate::command::run;
 
+/// Raised when images change other than by their programs.
+const VERSION: u32 = 1;
+
 /// What holds a pod's namespaces.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
 /// Servers and clients of the Kubernetes project's own tests, and a shell with the usual tools.
@@ -17,33 +20,75 @@ pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.56";
 /// A shell with the usual tools.
 pub const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1";
 
+/// The cluster's DNS server.
+pub const COREDNS: &str = "registry.k8s.io/coredns/coredns:v1.12.4";
+
+/// What an image is made of besides the usual tools.
+struct Recipe {
+    name: &'static str,
+    reference: &'static str,
+    entrypoint: &'static [&'static str],
+    command: &'static [&'static str],
+    /// A program of the cluster's, in the image's root.
+    program: Option<&'static str>,
+}
+
+const PAUSE_RECIPE: Recipe = Recipe {
+    name: "pause",
+    reference: PAUSE,
+    entrypoint: &["/bin/busybox", "sleep", "infinity"],
+    command: &[],
+    program: None,
+};
+const BUSYBOX_RECIPE: Recipe =
+    Recipe { name: "busybox", reference: BUSYBOX, entrypoint: &[], command: &["sh"], program: None };
+const AGNHOST_RECIPE: Recipe = Recipe {
+    name: "agnhost",
+    reference: AGNHOST,
+    entrypoint: &["/agnhost"],
+    command: &["pause"],
+    program: Some("agnhost"),
+};
+const COREDNS_RECIPE: Recipe = Recipe {
+    name: "coredns",
+    reference: COREDNS,
+    entrypoint: &["/coredns"],
+    command: &[],
+    program: Some(binaries::DNS_SERVER),
+};
+
 /// Makes the archives that are not there yet, or older than what they are made from, and returns all.
-pub fn archives() -> Result<Vec<PathBuf>> {
-    let folder = binaries::cache().join("images");
+pub fn archives(dns: bool) -> Result<Vec<PathBuf>> {
+    let folder = binaries::cache().join(format!("images-{VERSION}"));
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let busybox = binaries::in_path("busybox").context("busybox is missing: run `cargo xtask setup`")?;
-    let agnhost = binaries::find("agnhost")?;
-    let tools = || tools(&busybox);
-    let file = |name: &str, path: &Path| Entry::File { name: name.to_owned(), path: path.to_owned() };
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let mut archives = Vec::new();
-    for (name, reference, entrypoint, command, programs) in [
-        ("pause", PAUSE, words(&["/bin/busybox", "sleep", "infinity"]), vec![], vec![]),
-        ("busybox", BUSYBOX, vec![], words(&["sh"]), vec![]),
-        ("agnhost", AGNHOST, words(&["/agnhost"]), words(&["pause"]), vec![("agnhost", agnhost.as_path())]),
-    ] {
-        let archive = folder.join(format!("{name}.tar"));
-        let sources = programs.iter().map(|(_, path)| *path).chain([busybox.as_path()]);
-        if !is_current(&archive, sources) {
-            let mut entries = vec![Entry::Folder { name: "tmp".to_owned(), mode: 0o1777 }];
-            entries.extend(tools()?);
-            entries.extend(programs.iter().map(|(name, path)| file(name, path)));
-            let image = Image { reference: reference.to_owned(), entrypoint, command, entries };
-            image.write(&archive).with_context(|| format!("making the image {reference}"))?;
+    let mut recipes = vec![PAUSE_RECIPE, BUSYBOX_RECIPE, AGNHOST_RECIPE];
+    recipes.extend(dns.then_some(COREDNS_RECIPE));
+    recipes.iter().map(|recipe| recipe.archive(&folder, &busybox)).collect()
+}
+
+impl Recipe {
+    fn archive(&self, folder: &Path, busybox: &Path) -> Result<PathBuf> {
+        let archive = folder.join(format!("{}.tar", self.name));
+        let program = self.program.map(|program| Ok::<_, anyhow::Error>((program, binaries::find(program)?)));
+        let program = program.transpose()?;
+        let sources = program.iter().map(|(_, path)| path.as_path()).chain([busybox]);
+        if is_current(&archive, sources) {
+            return Ok(archive);
         }
-        archives.push(archive);
+        let mut entries = vec![Entry::Folder { name: "tmp".to_owned(), mode: 0o1777 }];
+        entries.extend(tools(busybox)?);
+        entries.extend(program.map(|(name, path)| Entry::File { name: name.to_owned(), path }));
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let image = Image {
+            reference: self.reference.to_owned(),
+            entrypoint: owned(self.entrypoint),
+            command: owned(self.command),
+            entries,
+        };
+        image.write(&archive).with_context(|| format!("making the image {}", self.reference))?;
+        Ok(archive)
     }
-    Ok(archives)
 }
 
 /// busybox under all of its names.
@@ -57,11 +102,8 @@ fn tools(busybox: &Path) -> Result<Vec<Entry>> {
     Ok(std::iter::once(program).chain(links).collect())
 }
 
-/// Whether a file is newer than everything that it is made from, this program included.
-fn is_current<'a>(file: &Path, sources: impl Iterator<Item = &'a Path>) -> bool {
+/// Whether a file is newer than everything that it is made from.
+fn is_current<'a>(file: &Path, mut sources: impl Iterator<Item = &'a Path>) -> bool {
     let changed = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
-    let this = std::env::current_exe().ok();
-    let mut sources: Vec<&Path> = sources.collect();
-    sources.extend(this.as_deref());
-    changed(file).is_some_and(|made| sources.iter().all(|source| changed(source).is_some_and(|at| at < made)))
+    changed(file).is_some_and(|made| sources.all(|source| changed(source).is_some_and(|at| at < made)))
 }

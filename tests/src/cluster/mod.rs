@@ -9,6 +9,7 @@ pub mod binaries;
 mod cgroups;
 pub(crate) mod control_plane;
 mod daemon;
+mod dns;
 pub mod http;
 pub mod images;
 mod kubeconfig;
@@ -81,6 +82,8 @@ pub struct Options {
     pub pods: Pods,
     /// How services are done.
     pub proxy: Proxy,
+    /// Whether there is a DNS server.
+    pub dns: bool,
     /// Archives of images to load on every node, besides the usual ones.
     #[serde(skip)]
     pub images: Vec<PathBuf>,
@@ -88,7 +91,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, pods: Pods::Routed, proxy: Proxy::Iptables, images: Vec::new() }
+        Self { nodes: 2, pods: Pods::Routed, proxy: Proxy::Iptables, dns: true, images: Vec::new() }
     }
 }
 
@@ -123,7 +126,7 @@ impl Cluster {
             name.as_str()
         );
         let archives: Vec<PathBuf> =
-            images::archives()?.into_iter().chain(options.images.iter().cloned()).collect();
+            images::archives(options.dns)?.into_iter().chain(options.images.iter().cloned()).collect();
         fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
         // From here on dropping it removes what there is.
         let cluster = Self::assemble(name, options.clone(), true);
@@ -186,6 +189,9 @@ impl Cluster {
         go_on()?;
         self.kubectl(["wait", "--for=create", "serviceaccount/default", "--timeout=60s"])?;
         self.nodes.iter().try_for_each(ClusterNode::wait_for_proxy)?;
+        if self.options.dns {
+            self.wait_rollout("kube-system", "deployment/coredns")?;
+        }
         // Last, as the sign that the cluster is whole.
         let text = serde_json::to_string_pretty(&self.options)?;
         fs::write(options_file(&self.name), text).context("writing down what the cluster is")
@@ -201,6 +207,9 @@ impl Cluster {
         let nodes: Vec<_> = (0..self.options.nodes).map(node::object).collect();
         let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": nodes});
         self.apply(&list.to_string())?;
+        if self.options.dns {
+            self.apply(&dns::manifests())?;
+        }
         Ok(())
     }
 
@@ -259,6 +268,20 @@ impl Cluster {
         })
     }
 
+    /// The network of a pod that runs, for sockets of the test's own in it.
+    pub fn pod_namespace(&self, namespace: &str, pod: &str) -> Result<Namespace> {
+        let place = self.value(
+            namespace,
+            &format!("pod/{pod}"),
+            "{.spec.nodeName} {.status.containerStatuses[0].containerID}",
+        )?;
+        let found = place.split_once(' ').and_then(|(node, id)| Some((node, id.split_once("://")?.1)));
+        let (node, id) = found.with_context(|| format!("the pod {namespace}/{pod} does not run: {place}"))?;
+        let node =
+            (0..self.nodes.len()).find(|i| names::node(*i) == node).context("a node that is not ours")?;
+        Ok(Namespace::of_process(self.node(node).container_process(id)?, pod))
+    }
+
     /// A path of node `i`'s server on `port`, as one asks for metrics: from inside the node, over loopback.
     pub fn http_get(&self, i: usize, port: u16, path: &str) -> Result<http::Answer> {
         http::get(&self.node(i).place.net, SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), port), path)
@@ -290,9 +313,10 @@ impl Cluster {
         self.daemons.stop(&self.node(i).daemon("kubelet"))
     }
 
-    /// Starts the kubelet of node `i` again.
+    /// Starts the kubelet of node `i` again and waits until it answers; it finds its pods again a moment later.
     pub fn start_kubelet(&self, i: usize) -> Result<()> {
-        self.node(i).start_kubelet()
+        self.node(i).start_kubelet()?;
+        self.node(i).wait_for_kubelet()
     }
 
     /// The daemons that should run and do not.
@@ -349,6 +373,9 @@ fn require(options: &Options) -> Result<()> {
         "a cluster has 1 to {MOST_NODES} nodes, not {}",
         options.nodes
     );
+    if options.dns {
+        binaries::find(binaries::DNS_SERVER)?;
+    }
     for program in
         ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"]
     {

@@ -33,6 +33,9 @@ pub const SERVICE_RANGES: &str = "10.96.0.0/16,fd96::/112";
 /// The address that pods ask for names.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
+/// The same in IPv6.
+pub const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0x10);
+
 /// Pod addresses of all nodes.
 pub const POD_RANGES: &str = "10.244.0.0/16,fd24::/48";
 

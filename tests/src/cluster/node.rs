@@ -106,6 +106,16 @@ impl ClusterNode {
         Ok(())
     }
 
+    /// The first process of a container.
+    pub fn container_process(&self, id: &str) -> Result<u32> {
+        let tasks = self.ctr(["tasks", "list"])?;
+        let process =
+            tasks.lines().find(|line| line.starts_with(id)).and_then(|line| line.split_whitespace().nth(1));
+        process
+            .and_then(|process| process.parse().ok())
+            .with_context(|| format!("{} does not run the container {id}", node(self.i)))
+    }
+
     /// Starts the kubelet. To be called when the API server answers and knows the node.
     pub fn start_kubelet(&self) -> Result<()> {
         let folder = self.folder();
@@ -118,6 +128,14 @@ impl ClusterNode {
         ];
         self.place.start(&self.daemon("kubelet"), words(binaries::find("kubelet")?, args))?;
         Ok(())
+    }
+
+    /// Waits until the kubelet takes requests: for commands and logs.
+    pub fn wait_for_kubelet(&self) -> Result<()> {
+        let at = (node_addresses(self.i).0, 10250).into();
+        self.wait_for(&self.daemon("kubelet"), || {
+            self.place.net.tcp_connect(at, std::time::Duration::from_secs(1)).is_ok()
+        })
     }
 
     /// Starts kube-proxy.

@@ -8,7 +8,7 @@ mod local;
 mod report;
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -188,7 +188,8 @@ fn script(probes: &[&Probe], timeout: Duration) -> String {
                       echo \"$1 $code\" $out; }\n"
             .to_owned();
     for (at, Probe { protocol, to, .. }) in probes.iter().enumerate() {
-        script.push_str(&format!("p {at} {}ms {protocol} '{to}' &\n", timeout.as_millis()));
+        // Writing to a text does not fail.
+        let _ = writeln!(script, "p {at} {}ms {protocol} '{to}' &", timeout.as_millis());
     }
     script + "wait\n"
 }

@@ -13,9 +13,9 @@ use portcullis::sources::SourceEvent;
 use portcullis::sources::manifests::ManifestsSource;
 use portcullis_common::abi::{Addr6, Endpoint, endpoint_flags};
 use portcullis_common::flow::origin;
-use portcullis_common::judge::{Config, Family, Judgement, Maps, Question, V4, V6, judge};
-use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey, protocol};
-use portcullis_common::{Direction, Identity, Verdict};
+use portcullis_common::judge::{Family, Judgement, Question, V4, V6, judge_flow};
+use portcullis_common::policy::protocol;
+use portcullis_common::{Direction, Verdict};
 use serde_json::{Value, json};
 
 use super::expand::{Expanded, Node, Pod};
@@ -274,14 +274,14 @@ impl Agent {
         match (asked.local, asked.remote) {
             (IpAddr::V4(local), IpAddr::V4(remote)) => {
                 let address = |address: std::net::Ipv4Addr| u32::from_ne_bytes(address.octets());
-                judge(self, &endpoint, &asked.question::<V4>(address(local), address(remote)))
+                judge_flow(&self.maps, &endpoint, &asked.question::<V4>(address(local), address(remote)))
             }
             (local, remote) => {
                 let address = |address: IpAddr| match address {
                     IpAddr::V4(v4) => Addr6::from_bytes(v4.to_ipv6_mapped().octets()),
                     IpAddr::V6(v6) => Addr6::from_bytes(v6.octets()),
                 };
-                judge(self, &endpoint, &asked.question::<V6>(address(local), address(remote)))
+                judge_flow(&self.maps, &endpoint, &asked.question::<V6>(address(local), address(remote)))
             }
         }
     }
@@ -309,40 +309,3 @@ impl Asked {
         }
     }
 }
-
-impl PolicyMaps for Agent {
-    fn rowset(&self, subject: u32) -> u32 {
-        self.maps.rowset(subject)
-    }
-    fn row(&self, key: &RowKey) -> Option<Row> {
-        self.maps.row(key)
-    }
-    fn step(&self, index: u32) -> Option<PortStep> {
-        self.maps.step(index)
-    }
-}
-
-impl Config for Agent {
-    fn config(&self, _: u32) -> u32 {
-        0
-    }
-}
-
-macro_rules! maps {
-    ($family:ty, $address:ty, $wide:expr) => {
-        impl Maps<$family> for Agent {
-            fn exact(&self, address: $address) -> Option<Identity> {
-                Some(self.maps.identity($wide(address)))
-            }
-            fn prefix(&self, _: $address) -> Option<Identity> {
-                None
-            }
-            fn endpoint(&self, _: u32) -> Option<&Endpoint> {
-                None
-            }
-        }
-    };
-}
-
-maps!(V4, u32, |address: u32| IpAddr::from(address.to_ne_bytes()));
-maps!(V6, Addr6, |address: Addr6| IpAddr::from(address.to_bytes()));

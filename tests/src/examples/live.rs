@@ -83,13 +83,17 @@ impl<'a> Live<'a> {
                     }
                     let frontends: BTreeSet<_> =
                         to.iter().flat_map(|to| self.frontends(to, line.port)).collect();
-                    frontends.into_iter().for_each(|frontend| add(&from.source(), frontend));
+                    for frontend in frontends {
+                        add(&from.source(), frontend);
+                    }
                 }
             }
             (End::Workload { .. }, end) => {
                 for from in from {
                     let addresses = self.addresses_of(end, from.node, table)?;
-                    addresses.into_iter().for_each(|ip| add(&from.source(), (ip, number).into()));
+                    for ip in addresses {
+                        add(&from.source(), (ip, number).into());
+                    }
                 }
             }
             (End::Host(name), End::Workload { .. }) => {

@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Says what is missing and installs it, before anything is built or made.
 fn require() -> Result<()> {
-    crate::setup::ensure_ready()?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Demo)?;
     require_privileges()
 }
 

@@ -32,10 +32,17 @@ pub struct Arguments {
 
 /// Builds the archive and says where it is.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    crate::setup::ensure_ready()?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Image)?;
     let path = build(arguments.arch, &arguments.tags, &root().join(&arguments.output))?;
     println!("{}", path.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the image that the tests install: of this machine's architecture, with the name and at the place that
+/// `cargo xtask image` gives it.
+pub fn build_default() -> Result<PathBuf> {
+    let output = root().join("target/image/portcullis.tar");
+    build(Target::native(), &["portcullis:dev".to_owned()], &output)
 }
 
 /// Builds the binary and writes the archive.

@@ -2,6 +2,8 @@
 //!
 //! Run again it finds nothing to do. Where it cannot install, it names the command that gets the missing piece.
 
+mod cluster;
+mod line;
 mod needs;
 
 use std::process::ExitCode;
@@ -9,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 
 use crate::progress;
+pub use needs::Purpose;
 use needs::{Need, Remedy};
 
 /// What `setup` takes.
@@ -24,7 +27,11 @@ pub struct Arguments {
 
 /// Installs what is missing.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let missing = needs::missing(arguments.ci);
+    install(if arguments.ci { Purpose::Ci } else { Purpose::Test }, arguments.check)
+}
+
+fn install(purpose: Purpose, check: bool) -> Result<ExitCode> {
+    let missing = needs::missing(purpose);
     if missing.is_empty() {
         println!("Everything is here; nothing to install.");
         return Ok(ExitCode::SUCCESS);
@@ -41,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Remedy::Advise(advice) => println!("      not installed by this command; {advice}"),
         }
     }
-    if arguments.check {
+    if check {
         return Ok(ExitCode::FAILURE);
     }
     println!();
@@ -61,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Remedy::Advise(_) => left += 1,
         }
     }
-    let still = needs::missing(arguments.ci);
+    let still = needs::missing(purpose);
     if still.is_empty() {
         println!("Everything is here now.");
         return Ok(ExitCode::SUCCESS);
@@ -73,11 +80,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Installs what is missing before a command that needs it, saying so first; silent where nothing is.
-pub fn ensure_ready() -> Result<()> {
-    if needs::missing(false).is_empty() {
+pub fn ensure_ready(purpose: Purpose) -> Result<()> {
+    if needs::missing(purpose).is_empty() {
         return Ok(());
     }
-    let done = run(&Arguments { check: false, ci: false })?;
+    let done = install(purpose, false)?;
     ensure!(done == ExitCode::SUCCESS, "this machine lacks what is named above");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use portcullis_ebpf_build::{BPF_LINKER_VERSION, Toolchain, find_linker};
 
+use super::line::Line;
 use crate::image::target::{Target, has_std};
 
 /// Where Debian's LLVM of the kernel side's compiler is.
@@ -36,48 +37,23 @@ pub enum Remedy {
     Advise(String),
 }
 
-/// A command line with the variables it is run with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
-    variables: Vec<(&'static str, String)>,
-    words: Vec<String>,
-}
-
-impl Line {
-    fn new<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { variables: Vec::new(), words: words.into_iter().map(str::to_owned).collect() }
-    }
-
-    fn with(mut self, name: &'static str, value: &str) -> Self {
-        self.variables.push((name, value.to_owned()));
-        self
-    }
-
-    /// As one would type it.
-    pub fn shown(&self) -> String {
-        let variables = self.variables.iter().map(|(name, value)| format!("{name}={value}"));
-        variables.chain(self.words.iter().cloned()).collect::<Vec<_>>().join(" ")
-    }
-
-    /// Whether only root may run it.
-    pub fn needs_root(&self) -> bool {
-        matches!(self.words.first().map(String::as_str), Some("apt-get" | "mount"))
-    }
-
-    /// The command.
-    pub fn build(&self) -> Command {
-        let mut command = Command::new(self.words.first().map_or("false", String::as_str));
-        command
-            .args(self.words.iter().skip(1))
-            .envs(self.variables.iter().map(|(name, value)| (*name, value)));
-        // A cargo that runs us fixes the toolchain for its children; these commands find their own.
-        command.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
-        command
-    }
+/// What the machine is to be good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Building the agent and running it.
+    Demo,
+    /// The container image.
+    Image,
+    /// A cluster to play with.
+    Cluster,
+    /// Every test.
+    Test,
+    /// Every test and the checks: what the CI runs.
+    Ci,
 }
 
 /// Everything that is missing, in the order in which it is to be installed.
-pub fn missing(ci: bool) -> Vec<Need> {
+pub fn missing(purpose: Purpose) -> Vec<Need> {
     let apt = works("apt-get", &["--version"]);
     let mut needs = Vec::new();
     if !works("cc", &["--version"]) {
@@ -92,13 +68,20 @@ pub fn missing(ci: bool) -> Vec<Need> {
             remedy,
         });
     }
-    kernel_side(apt, &mut needs);
-    static_binary(apt, &mut needs);
+    if purpose != Purpose::Cluster {
+        kernel_side(apt, &mut needs);
+    }
+    if matches!(purpose, Purpose::Image | Purpose::Test | Purpose::Ci) {
+        static_binary(apt, &mut needs);
+    }
     if !bpffs_is_mounted() {
         let remedy = Remedy::Run(vec![Line::new(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"])]);
         needs.push(Need { what: "bpffs", why: "keeps maps and programs while the agent is down", remedy });
     }
-    if ci {
+    if matches!(purpose, Purpose::Cluster | Purpose::Test | Purpose::Ci) {
+        super::cluster::needs(apt, &mut needs);
+    }
+    if purpose == Purpose::Ci {
         ci_tools(&mut needs);
     }
     needs
@@ -146,16 +129,19 @@ fn kernel_side(apt: bool, needs: &mut Vec<Need>) {
         let mut words =
             vec!["cargo", "install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked", "--force"];
         let mut lines = Vec::new();
-        let mut line = Line::new([]);
+        let mut prefix = None;
         if debian {
             if !LLVM.iter().all(|package| installed(package)) {
                 lines.extend(apt_lines(LLVM));
             }
             words.extend(["--no-default-features", "--features", "llvm-22"]);
-            line = line.with("LLVM_PREFIX", LLVM_PREFIX);
+            prefix = Some(LLVM_PREFIX);
         }
-        line.words = words.into_iter().map(str::to_owned).collect();
-        lines.push(line);
+        let line = Line::new(words);
+        lines.push(match prefix {
+            Some(prefix) => line.with("LLVM_PREFIX", prefix),
+            None => line,
+        });
         needs.push(Need {
             what: "bpf-linker",
             why: "links the programs that run in the kernel",
@@ -206,7 +192,8 @@ fn ci_tools(needs: &mut Vec<Need>) {
     }
 }
 
-fn packages(apt: bool, names: &[&str], advice: &str) -> Remedy {
+/// How to get packages: by apt, or by hand.
+pub fn packages(apt: bool, names: &[&str], advice: &str) -> Remedy {
     if apt { install(names) } else { Remedy::Advise(format!("{advice} with your package manager")) }
 }
 
@@ -214,18 +201,20 @@ fn install(names: &[&str]) -> Remedy {
     Remedy::Run(apt_lines(names))
 }
 
-fn apt_lines(names: &[&str]) -> Vec<Line> {
+/// The commands that install packages.
+pub fn apt_lines(names: &[&str]) -> Vec<Line> {
     let words =
         ["apt-get", "install", "--yes", "--no-install-recommends"].into_iter().chain(names.iter().copied());
     vec![Line::new(["apt-get", "update"]), Line::new(words).with("DEBIAN_FRONTEND", "noninteractive")]
 }
 
 /// Whether a program is there and runs.
-fn works(program: &str, args: &[&str]) -> bool {
+pub fn works(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
 }
 
-fn installed(package: &str) -> bool {
+/// Whether a Debian package is installed.
+pub fn installed(package: &str) -> bool {
     let query =
         Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
     query.is_ok_and(|output| output.stdout == b"installed")
@@ -252,14 +241,6 @@ fn is_bpffs_listed(table: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_command_is_shown_as_one_would_type_it() {
-        let line = Line::new(["cargo", "install", "x"]).with("LLVM_PREFIX", "/llvm");
-        assert_eq!(line.shown(), "LLVM_PREFIX=/llvm cargo install x");
-        assert!(!line.needs_root());
-        assert!(Line::new(["apt-get", "update"]).needs_root());
-    }
 
     #[test]
     fn bpffs_counts_only_at_its_place() {

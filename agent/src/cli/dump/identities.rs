@@ -15,7 +15,7 @@ struct Record {
     address: String,
     principal: String,
     principal_number: u32,
-    /// `pod`, `host`, `node`, `world` or `unmanaged`.
+    /// `pod`, `host`, `node`, `world`, `unmanaged` or `service`.
     kind: &'static str,
     peer_class: String,
     peer_class_number: u32,

@@ -9,6 +9,7 @@ pub mod endpoints;
 mod flows;
 mod identities;
 mod policies;
+mod services;
 
 use clap::{Args, ValueEnum};
 use serde_json::Value;
@@ -47,6 +48,8 @@ pub enum What {
     Endpoints,
     /// What is decided about whom, on which ports and by which rule
     Policies,
+    /// The addresses of services, and what stands behind each
+    Services,
     /// Conversations under way
     Flows,
     /// Packets, bytes and decisions by pair of principals
@@ -77,6 +80,7 @@ pub fn run(args: &DumpArgs, format: Format, paths: &Paths) -> anyhow::Result<Out
         What::Identities => vec![identities::part(&context)?],
         What::Endpoints => vec![endpoints::part(&context)?],
         What::Policies => vec![policies::part(&context)?],
+        What::Services => vec![services::part(&context)?],
         What::Flows => vec![flows::part(&context)?],
         What::Counters => vec![counters::part(&context)?],
         What::Drops => vec![drops::part(&context)?],
@@ -84,6 +88,7 @@ pub fn run(args: &DumpArgs, format: Format, paths: &Paths) -> anyhow::Result<Out
             identities::part(&context)?,
             endpoints::part(&context)?,
             policies::part(&context)?,
+            services::part(&context)?,
             flows::part(&context)?,
             counters::part(&context)?,
             drops::part(&context)?,

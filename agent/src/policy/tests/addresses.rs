@@ -116,7 +116,7 @@ fn only_pods_of_this_node_have_endpoints_and_ingress_rows() {
     let egress = |port| compiled.maps.decide(theirs, Egress, ip("10.0.0.1"), key(port)).verdict;
     assert_eq!([egress("tcp/80"), egress("tcp/81")], [Allow, Deny]);
     let mine = &compiled.desired.subjects[&compiled.desired.pods["mine"].subject];
-    assert_eq!(mine.len(), 10, "the wildcard of every kind in both directions");
+    assert_eq!(mine.len(), 12, "the wildcard of every kind in both directions");
     assert_eq!(compiled.desired.subjects.len(), 2);
 }
 

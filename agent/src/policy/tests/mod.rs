@@ -5,6 +5,7 @@ mod classes;
 mod identity_policies;
 mod modes;
 mod network_policies;
+mod services;
 mod tiers;
 
 use std::net::IpAddr;

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::decode::{self, Decoded, show_key};
+use super::endpoints;
 use super::status::FileStatus;
 use super::survey::{Seen, Survey, Version};
 use crate::model::{Object, ObjectKey};
@@ -99,7 +100,8 @@ impl Folder {
         }
     }
 
-    /// What is in force. Of two definitions of an object the one in the first file by path is.
+    /// What is in force. Of two definitions of an object the one in the first file by path is. Services of which no
+    /// endpoints are listed get those that they select.
     pub fn resolve(&self) -> Resolved {
         let mut resolved = Resolved::default();
         let mut owners: BTreeMap<&ObjectKey, &Path> = BTreeMap::new();
@@ -137,6 +139,10 @@ impl Folder {
                 count += 1;
             }
             resolved.counts.insert((*path).to_owned(), count);
+        }
+        for slice in endpoints::slices(&resolved.objects) {
+            let object = Object::EndpointSlice(slice);
+            resolved.objects.insert(object.key(), Arc::new(object));
         }
         resolved
     }

@@ -7,6 +7,7 @@
 
 mod decode;
 mod document;
+mod endpoints;
 mod folder;
 mod status;
 mod survey;
