@@ -27,7 +27,7 @@ pub fn workloads() -> Vec<Value> {
         let container = |(i, kind): (usize, &str)| {
             let port = 8081 + i;
             let mut probe = match kind {
-                "http" => json!({"httpGet": {"path": "/healthz", "port": port}}),
+                "http" => json!({"httpGet": {"path": "/", "port": port}}),
                 "tcp" => json!({"tcpSocket": {"port": port}}),
                 _ => json!({"exec": {"command": ["true"]}}),
             };

@@ -37,7 +37,8 @@ impl Held {
         let held = Self { client, answers: Arc::clone(&answers) };
         thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-                if line.starts_with(b"HTTP/1.1 200") {
+                // The first line of an answer, after what the one before ended with.
+                if String::from_utf8_lossy(&line).contains("HTTP/1.1 200") {
                     answers.fetch_add(1, Ordering::SeqCst);
                 }
             }
