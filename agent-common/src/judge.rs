@@ -12,7 +12,7 @@ use crate::packet::Address;
 use crate::policy::{Decision, PolicyMaps, PortKey, evaluate, protocol};
 use crate::reason::{Direction, Reason, Verdict};
 use crate::service::{
-    SERVICE_COMPILED, Served, Service, ServiceEntry, ServiceKey, Tally, ask, has_frontends,
+    EXPOSED, SERVICE_COMPILED, Served, Service, ServiceEntry, ServiceKey, Tally, ask, has_frontends,
 };
 
 /// An address family.
@@ -312,6 +312,21 @@ pub fn origin_of<F: Family, M: Maps<F>>(
         return origin::ENDPOINT + sender.ifindex;
     }
     origin::WORLD
+}
+
+/// Whether other nodes send to this port of the pod what comes from outside, with their own address in place of the
+/// client's. What such a node says itself looks the same, so neither may be taken for the node.
+#[inline(always)]
+pub fn is_exposed<F: Family, M: Maps<F>>(maps: &M, question: &Question<F>, serving: &mut Serving) -> bool {
+    let key = ServiceKey {
+        address: F::wide(question.local),
+        port: question.local_port,
+        protocol: question.protocol,
+        family: F::VERSION | EXPOSED,
+    };
+    maps.service(&key, &mut serving.service)
+        // It may be one of those that found no room.
+        || maps.config(config::SERVICES_OVERFLOW) != service_overflow::NONE
 }
 
 /// A flow that is to be judged, from the endpoint's point of view. Ports in host order.

@@ -36,6 +36,18 @@ impl ServiceKey {
     }
 }
 
+/// Bit of [`ServiceKey::family`]: not a frontend, but a pod's own address and port, to which nodes forward what comes from
+/// outside with their own address in place of the client's.
+pub const EXPOSED: u8 = 0x80;
+
+impl ServiceKey {
+    /// Whether it is a pod's address and port that nodes masquerade to.
+    #[inline(always)]
+    pub const fn is_exposed(&self) -> bool {
+        self.family & EXPOSED != 0
+    }
+}
+
 /// How many distinct endpoints a frontend lists; more of them have a compiled row.
 pub const SERVICE_ENTRIES: usize = 8;
 /// Value of [`Service::count`] where the first entry stands for all endpoints: rows of its peer class say what follows

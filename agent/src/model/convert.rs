@@ -175,6 +175,7 @@ impl TryFrom<core::Service> for Service {
             name,
             cluster_addresses: parse_addresses(cluster)?,
             external_addresses: parse_addresses(external.chain(ingress))?,
+            external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
             ports: service_ports(spec.ports.as_deref().unwrap_or_default())?,
             selector: spec.selector.unwrap_or_default(),
         })
@@ -643,7 +644,7 @@ mod tests {
         let full = service(json!({
             "metadata": {"name": "web", "namespace": "shop"},
             "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.1", "fd00::1"],
-                "externalIPs": ["192.0.2.7"], "selector": {"app": "web"},
+                "externalIPs": ["192.0.2.7"], "selector": {"app": "web"}, "externalTrafficPolicy": "Local",
                 "ports": [
                     {"name": "http", "port": 80, "targetPort": "web", "nodePort": 30080},
                     {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 5353},
@@ -664,6 +665,7 @@ mod tests {
             name: "web".into(),
             cluster_addresses: addresses(&["10.96.0.1", "fd00::1"]),
             external_addresses: addresses(&["192.0.2.7", "198.51.100.1", "198.51.100.3"]),
+            external_local: true,
             ports: vec![
                 port("http", 6, 80, Some(30080), TargetPort::Name("web".into())),
                 port("dns", 17, 53, None, TargetPort::Number(5353)),

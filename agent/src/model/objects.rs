@@ -154,6 +154,9 @@ pub struct Service {
     pub cluster_addresses: Vec<IpAddr>,
     /// `spec.externalIPs`, and the load balancer's addresses unless their `ipMode` is `Proxy`.
     pub external_addresses: Vec<IpAddr>,
+    /// `spec.externalTrafficPolicy: Local`: what comes from outside goes to pods of the node that it came to, and keeps
+    /// its source address.
+    pub external_local: bool,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// `spec.selector`. Only the manifests source uses it, for services that no `EndpointSlice` belongs to.

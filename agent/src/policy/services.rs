@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use portcullis_common::abi::{Addr6, NumberSpace};
 use portcullis_common::policy::PortKey;
 use portcullis_common::service::{
-    SERVICE_COMPILED, SERVICE_ENTRIES, Served, Service, ServiceEntry, ServiceKey, Tally, entry_flags,
+    EXPOSED, SERVICE_COMPILED, SERVICE_ENTRIES, Served, Service, ServiceEntry, ServiceKey, Tally, entry_flags,
 };
 use portcullis_common::{Direction, Identity, Kind};
 
@@ -46,7 +46,7 @@ pub fn service_key(address: IpAddr, protocol: u8, port: u16) -> ServiceKey {
 
 /// The address of a frontend; unspecified: of every node.
 pub fn service_address(key: &ServiceKey) -> IpAddr {
-    if key.family == 4 {
+    if key.family & !EXPOSED == 4 {
         let [first, ..] = key.address.words_be;
         IpAddr::from(first.to_ne_bytes())
     } else {
@@ -168,6 +168,8 @@ struct Compiler<'a> {
     population: &'a Population<'a>,
     desired: &'a Desired,
     slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
+    /// The name of this node.
+    node: &'a str,
     /// Nodes whose agent judges what comes to their pods.
     judging: BTreeSet<&'a str>,
 }
@@ -187,7 +189,7 @@ impl<'a> Compiler<'a> {
         judging.insert(&settings.node_name);
         // Of a pod or an agent that does not say where it is nothing is known.
         judging.remove("");
-        Self { population, desired, slices, judging }
+        Self { population, desired, slices, node: &settings.node_name, judging }
     }
 
     fn service(&self, service: &model::Service, frontends: &mut BTreeMap<ServiceKey, Frontend>) {
@@ -198,6 +200,11 @@ impl<'a> Compiler<'a> {
             (IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::is_ipv6),
         ];
         for port in &service.ports {
+            let from_outside = port.node_port.is_some() || !service.external_addresses.is_empty();
+            if from_outside && !service.external_local {
+                let name = format!("{}/{} from outside", service.namespace, service.name);
+                self.expose(slices, port, &name, frontends);
+            }
             for (any, of_family) in families {
                 let cluster: Vec<IpAddr> =
                     service.cluster_addresses.iter().copied().filter(of_family).collect();
@@ -232,6 +239,34 @@ impl<'a> Compiler<'a> {
                     add(any, node_port, &alone);
                 }
             }
+        }
+    }
+
+    /// Adds the addresses and ports of this node's pods to which other nodes masquerade what comes from outside.
+    fn expose(
+        &self,
+        slices: &[&EndpointSlice],
+        port: &model::ServicePort,
+        name: &str,
+        frontends: &mut BTreeMap<ServiceKey, Frontend>,
+    ) {
+        for slice in slices {
+            let ports = slice.ports.iter();
+            for target in ports.filter(|p| p.name == port.name && p.protocol == port.protocol) {
+                for address in slice.addresses.iter().filter(|address| self.is_here(address)) {
+                    let key = service_key(*address, target.protocol, target.port);
+                    let key = ServiceKey { family: key.family | EXPOSED, ..key };
+                    frontends.entry(key).or_default().names.insert(name.to_owned());
+                }
+            }
+        }
+    }
+
+    /// Whether an address is that of a pod of this node, or of one that does not say where it is.
+    fn is_here(&self, address: &IpAddr) -> bool {
+        match self.population.holders.get(address) {
+            Some(Holder::Pod(pod, _)) => pod.node.is_empty() || pod.node == self.node,
+            _ => false,
         }
     }
 

@@ -33,6 +33,7 @@ impl Rng {
                 name: name.clone(),
                 cluster_addresses,
                 external_addresses: external.into_iter().collect(),
+                external_local: false,
                 ports: vec![ServicePort {
                     name: "p".into(),
                     protocol,

@@ -93,8 +93,8 @@ fn cells(record: &Record) -> Vec<String> {
 
 pub fn part(context: &Context) -> anyhow::Result<Part> {
     let services = context.reader.services()?;
-    let records: Vec<Record> =
-        services.iter().map(|(key, service)| record(key, service, &context.names)).collect();
+    let frontends = services.iter().filter(|(key, _)| !key.is_exposed());
+    let records: Vec<Record> = frontends.map(|(key, service)| record(key, service, &context.names)).collect();
     let table = Table::of(&["SERVICE", "ADDRESS", "PORT", "ENDPOINTS"], &records, cells);
     Ok(Part { name: "services", tables: vec![table], json: serde_json::to_value(&records)? })
 }

@@ -1,6 +1,6 @@
 //! Services: frontends, their endpoints, and what follows for the pods that send to them.
 
-use portcullis_common::service::{SERVICE_COMPILED, Service, ServiceEntry};
+use portcullis_common::service::{EXPOSED, SERVICE_COMPILED, Service, ServiceEntry, ServiceKey};
 use portcullis_common::{Identity, Kind};
 
 use super::*;
@@ -424,4 +424,29 @@ fn ranges_come_from_objects_and_settings_and_a_smaller_pod_range_counts() {
     assert_eq!(prefix("10.96.0.0/16").kind, Kind::Service as u8);
     assert_eq!(prefix("10.0.0.0/24").kind, Kind::Unmanaged as u8);
     assert_eq!(prefix("10.0.0.0/16").kind, Kind::Service as u8);
+}
+
+#[test]
+fn what_nodes_masquerade_to_a_pod_of_this_node_is_marked() {
+    let node_port = |name: &str, external_local| {
+        let mut service = ServiceObject { external_local, ..service(name, &["10.96.0.1"]) };
+        service.ports[0].node_port = Some(30080);
+        service
+    };
+    let key = |address: &str, port| {
+        let key = service_key(ip(address), protocol::TCP, port);
+        ServiceKey { family: key.family | EXPOSED, ..key }
+    };
+    let exposed = |service: ServiceObject| {
+        let compiled = web(&["10.0.0.1", "10.0.0.2", "192.0.2.9"]).service(service).compile();
+        let keys = compiled.desired.services.keys().copied().filter(ServiceKey::is_exposed);
+        keys.collect::<Vec<_>>()
+    };
+    let wanted: Vec<ServiceKey> = ["10.0.0.1", "10.0.0.2"].map(|address| key(address, 8080)).into();
+    assert_eq!(exposed(node_port("web", false)), wanted);
+    assert_eq!(exposed(node_port("web", true)), [], "the client's address stays on the packet");
+    assert_eq!(exposed(service("web", &["10.96.0.1"])), [], "nobody comes from outside");
+    let external =
+        ServiceObject { external_addresses: vec![ip("198.51.100.1")], ..service("web", &["10.96.0.1"]) };
+    assert_eq!(exposed(external), wanted);
 }
