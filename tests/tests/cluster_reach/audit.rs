@@ -59,9 +59,10 @@ impl Held {
 
     /// After everyone enforces: its packets are denied, more than once, and no answer comes.
     pub fn is_cut(&self, cluster: &Cluster) -> Result<()> {
-        denied(cluster, 1.0)?;
-        let answers = self.answers();
+        // What was answered before it was cut has come by then.
         denied(cluster, 2.0)?;
+        let answers = self.answers();
+        denied(cluster, 4.0)?;
         ensure!(self.answers() == answers, "the audited connection was answered after it was denied");
         Ok(())
     }

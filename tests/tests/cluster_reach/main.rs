@@ -65,8 +65,6 @@ fn routed_pods_and_iptables() -> Result<()> {
         drop(held);
         clock.note("the audited connection is cut");
         enforced(&cluster, &clock, &world)?;
-        people::dumps(&cluster)?;
-        clock.note("dumps have names");
         cluster.down()?;
         clock.note("the cluster is down");
         Ok(())
@@ -130,17 +128,25 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
         ("API server and nodes", nodes::reach(world)?),
         ("from outside", outside::reach(world)?),
     ];
-    // What differs in one part does not hide what differs in the next one.
-    let failed: Vec<String> = parts
-        .iter()
-        .filter_map(|(what, checks)| try_all(cluster, clock, what, checks).err())
-        .map(|error| format!("{error:#}"))
-        .collect();
+    // What is wrong in one part does not hide what is wrong in the next one.
+    let mut failed: Vec<anyhow::Error> = Vec::new();
+    failed.extend(parts.iter().filter_map(|(what, checks)| try_all(cluster, clock, what, checks).err()));
+    match count::exactly(cluster, world) {
+        Ok(denied) => {
+            clock.note(&format!("metrics: {denied} denied connections, counted where they were denied"))
+        }
+        Err(error) => failed.push(error),
+    }
+    match alive::hold(cluster) {
+        Ok(()) => clock.note("the kubelets' probes hold"),
+        Err(error) => failed.push(error),
+    }
+    match people::dumps(cluster) {
+        Ok(()) => clock.note("dumps have names"),
+        Err(error) => failed.push(error),
+    }
+    let failed: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    let denied = count::exactly(cluster, world)?;
-    clock.note(&format!("metrics: {denied} denied connections are counted where they were denied"));
-    alive::hold(cluster)?;
-    clock.note("the kubelets' probes hold");
     Ok(())
 }
 

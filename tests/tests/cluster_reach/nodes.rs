@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use portcullis_tests::cluster::names;
-use portcullis_tests::cluster_probe::{Check, Source};
+use portcullis_tests::cluster_probe::Check;
 use serde_json::{Value, json};
 
 use crate::objects::{
@@ -97,10 +97,4 @@ pub fn reach(world: &World) -> Result<Vec<Check>> {
         }
     }
     Ok(all)
-}
-
-/// A process of each node, to a pod on each node.
-pub fn from_nodes(to: usize, targets: &[std::net::SocketAddr], other: bool, what: &str) -> Vec<Check> {
-    let one = |from: usize| checks(&Source::Node(from), targets, from == to || other, what);
-    [0, 1].into_iter().flat_map(one).collect()
 }

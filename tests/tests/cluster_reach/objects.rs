@@ -186,14 +186,20 @@ pub fn at(addresses: &[IpAddr], port: u16) -> Vec<SocketAddr> {
 
 /// TCP probes of all targets: all answered, or all in silence.
 pub fn checks(from: &Source, targets: &[SocketAddr], answered: bool, what: &str) -> Vec<Check> {
-    probes(from, Protocol::Tcp, targets)
-        .into_iter()
-        .map(|probe| Check {
-            probe,
-            expect: if answered { Outcome::Answer } else { Outcome::Silence },
-            what: what.to_owned(),
-        })
-        .collect()
+    checks_of(Protocol::Tcp, from, targets, answered, what)
+}
+
+/// Probes of all targets: all answered, or all in silence.
+pub fn checks_of(
+    protocol: Protocol,
+    from: &Source,
+    targets: &[SocketAddr],
+    answered: bool,
+    what: &str,
+) -> Vec<Check> {
+    let expect = if answered { Outcome::Answer } else { Outcome::Silence };
+    let check = |probe| Check { probe, expect: expect.clone(), what: what.to_owned() };
+    probes(from, protocol, targets).into_iter().map(check).collect()
 }
 
 /// A probe for each target.

@@ -5,13 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use portcullis_tests::cluster::Cluster;
-use portcullis_tests::cluster_probe::Check;
+use portcullis_tests::cluster_probe::{Check, Protocol, Source};
 use serde_json::{Value, json};
 
-use crate::nodes::from_nodes;
 use crate::objects::{
-    World, accept, accounts, at, blocks, checks, checks_from_outside, from_pod, node, outside, policy,
-    server, service,
+    World, accept, accounts, at, blocks, checks, checks_from_outside, checks_of, from_pod, node, outside,
+    policy, server, service,
 };
 
 /// The namespace.
@@ -160,7 +159,15 @@ pub fn reach(world: &World) -> Result<Vec<Check>> {
             false,
             "NodePort, Local, node without a backend: kube-proxy drops it",
         ));
-        all.extend(from_nodes(HOME, &pod, who == For::Nodes, &format!("a process of a node, for {who:?}")));
+        // The TCP port has a node port, and what comes from another node there may come from outside. The UDP port has none.
+        let process = |protocol, node, answered, what: &str| {
+            let what = format!("a process of {what}, for {who:?}");
+            checks_of(protocol, &Source::Node(node), &pod, answered, &what)
+        };
+        all.extend(process(Protocol::Tcp, HOME, true, "the pod's node"));
+        all.extend(process(Protocol::Udp, HOME, true, "the pod's node"));
+        all.extend(process(Protocol::Tcp, 1, who == For::World, "another node, to a port with a node port"));
+        all.extend(process(Protocol::Udp, 1, who == For::Nodes, "another node"));
         // To itself.
         let itself = world.service(EDGE, &format!("{account}-cluster"))?;
         all.extend(checks(&from_pod(EDGE, account), &itself, true, "to itself through its own service"));

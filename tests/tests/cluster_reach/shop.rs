@@ -2,10 +2,12 @@
 
 use anyhow::Result;
 use portcullis_tests::cluster::names;
-use portcullis_tests::cluster_probe::{Check, Outcome, Protocol};
+use portcullis_tests::cluster_probe::{Check, Protocol};
 use serde_json::{Value, json};
 
-use crate::objects::{World, accept, accounts, at, checks, from_pod, pod, policy, probes, server, service};
+use crate::objects::{
+    World, accept, accounts, at, checks, checks_of, from_pod, pod, policy, server, service,
+};
 
 /// Its namespace.
 pub const SHOP: &str = "shop";
@@ -71,11 +73,7 @@ pub fn reach(world: &World, audited: bool) -> Result<Vec<Check>> {
                 let to = world.service(SHOP, &format!("database-{other}"))?;
                 all.extend(checks(&from, &to, answered, "the databases of a node, through a cluster IP"));
                 let udp = at(&world.pod(SHOP, &format!("database-{other}a"))?, PORT);
-                all.extend(probes(&from, Protocol::Udp, &udp).into_iter().map(|probe| Check {
-                    probe,
-                    expect: if answered { Outcome::Answer } else { Outcome::Silence },
-                    what: "a database over UDP".to_owned(),
-                }));
+                all.extend(checks_of(Protocol::Udp, &from, &udp, answered, "a database over UDP"));
             }
             let to = world.service(SHOP, "database")?;
             all.extend(checks(&from, &to, answered, "all databases, through a cluster IP"));
