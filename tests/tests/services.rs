@@ -10,7 +10,7 @@ use portcullis::policy::{EndpointSet, row_of_set, service_key};
 use portcullis_common::abi::Mode;
 use portcullis_common::identity::identity_flags;
 use portcullis_common::policy::wildcard_of;
-use portcullis_common::service::{SERVICE_COMPILED, Service, ServiceEntry};
+use portcullis_common::service::{EXPOSED, SERVICE_COMPILED, Service, ServiceEntry, ServiceKey};
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::fixture::{
     API, Backend, Fixture, INTRUDER, SERVICE_PEER, SUBJECT, WEB, add_frontend, always, backend, endpoint,
@@ -19,6 +19,7 @@ use portcullis_tests::fixture::{
 use portcullis_tests::packets::{Packet, flags};
 
 const EGRESS: Direction = Direction::Egress;
+const INGRESS: Direction = Direction::Ingress;
 const HOST: u32 = Kind::Host as u32;
 const NODE: u32 = Kind::Node as u32;
 const UNMANAGED: u32 = Kind::Unmanaged as u32;
@@ -311,5 +312,47 @@ fn a_frontend_without_room_is_denied_and_gets_the_room_of_what_is_gone() {
         assert!(apply(f).errors.is_empty());
         assert_eq!(allowed(f), 4, "port 4 is none of the service's, and nothing is isolated");
         assert!(f.sends(&syn("10.0.0.1", 22)));
+    });
+}
+
+/// Lets only peers of one kind in.
+fn only_for(f: &mut Fixture, kind: Kind) {
+    let mut set = (*rows(Verdict::Deny, &always(Verdict::Deny))).clone();
+    set.insert((INGRESS, wildcard_of(kind)), always(Verdict::Allow));
+    f.desired.subjects.insert(SUBJECT, Arc::new(set));
+    f.apply();
+}
+
+#[test]
+fn another_node_is_taken_for_the_outside_on_a_port_that_nodes_masquerade_to() {
+    const NODES: [(&str, &str); 2] = [("10.0.9.1", "10.0.0.2"), ("fd00:9::1", "fd00::2")];
+    with_fixture(|f| {
+        f.desired.ipcache.insert("fd00:9::1".parse().unwrap(), Identity::new(NODE, NODE, Kind::Node));
+        for (_, pod) in NODES {
+            let key = service_key(pod.parse().unwrap(), 6, 80);
+            let key = ServiceKey { family: key.family | EXPOSED, ..key };
+            f.desired.services.insert(key, Service { tag: key.tag(), ..Service::default() });
+        }
+        let world = Kind::World as u32;
+        for (kind, port, allowed, counted) in [
+            (Kind::Node, 80, false, world),
+            (Kind::Node, 81, true, NODE),
+            (Kind::World, 80, true, world),
+            (Kind::World, 81, false, NODE),
+        ] {
+            only_for(f, kind);
+            for (node, pod) in NODES {
+                let count = |f: &Fixture| f.counters(counted, API, INGRESS).decisions[usize::from(!allowed)];
+                let before = count(f);
+                let syn = Packet::tcp(node, 5000, pod, port, flags::SYN);
+                assert_eq!(f.receives(&syn), allowed, "{node} to port {port}, for {kind:?}");
+                assert_eq!(count(f) - before, 1, "{node} to port {port}, for {kind:?}");
+            }
+        }
+        // Over UDP nothing comes from outside.
+        only_for(f, Kind::Node);
+        for (node, pod) in NODES {
+            assert!(f.receives(&Packet::udp(node, 5000, pod, 80)));
+        }
     });
 }

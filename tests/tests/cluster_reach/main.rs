@@ -133,7 +133,7 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
     failed.extend(parts.iter().filter_map(|(what, checks)| try_all(cluster, clock, what, checks).err()));
     match count::exactly(cluster, world) {
         Ok(denied) => {
-            clock.note(&format!("metrics: {denied} denied connections, counted where they were denied"))
+            clock.note(&format!("metrics: {denied} denied connections, counted where they were denied"));
         }
         Err(error) => failed.push(error),
     }
