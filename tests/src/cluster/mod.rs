@@ -130,8 +130,11 @@ impl Cluster {
         fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
         // From here on dropping it removes what there is.
         let cluster = Self::assemble(name, options.clone(), true);
-        cluster.build(&archives, &stop)?;
-        Ok(cluster)
+        match cluster.build(&archives, &stop) {
+            // A Ctrl-C also ends a kubectl that is at work; that it failed is not the news.
+            Err(_) if stop() => Err(Interrupted.into()),
+            built => built.map(|()| cluster),
+        }
     }
 
     /// The cluster of this name that is up.
