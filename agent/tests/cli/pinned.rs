@@ -270,7 +270,7 @@ fn a_scrape_reads_the_maps_and_counters_go_on_over_a_restart() {
         "portcullis_map_entries{map=\"IPCACHE4\"} 2",
         "portcullis_map_capacity{map=\"IPCACHE4\"} 16",
         "portcullis_map_entries{map=\"CIDRS6\"} 1",
-        "portcullis_map_entries{map=\"ROWS\"} 10",
+        "portcullis_map_entries{map=\"ROWS\"} 12",
         "portcullis_map_entries{map=\"PORTS\"} 3",
         "portcullis_map_entries{map=\"SUBJECTS\"} 1",
         "portcullis_drops_total{direction=\"egress\",reason=\"policy\"} 1",

@@ -17,6 +17,7 @@ pub mod kubectl;
 pub mod names;
 mod network;
 pub mod node;
+mod options;
 mod place;
 pub mod teardown;
 
@@ -26,74 +27,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, ensure};
 
 use self::control_plane::{API_SERVER, CONTROLLERS, ControlPlane, ETCD, SCHEDULER, free_port};
 use self::daemon::Daemons;
-use self::names::{MOST_NODES, Name, node_addresses};
+use self::names::{Name, node_addresses};
 use self::node::ClusterNode;
+use self::options::require;
+pub use self::options::{Options, Pods, Proxy};
 use crate::netns::Namespace;
-
-/// How pods are joined to their node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pods {
-    /// A route to each pod's veth (CNI plugin `ptp`), as Calico and others do.
-    Routed,
-    /// All veths in one bridge (CNI plugin `bridge`), as flannel and kind do.
-    Bridged,
-}
-
-/// How kube-proxy programs services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Proxy {
-    /// By iptables.
-    Iptables,
-    /// By nftables.
-    Nftables,
-}
-
-impl fmt::Display for Pods {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Routed => "routed",
-            Self::Bridged => "bridged",
-        })
-    }
-}
-
-impl fmt::Display for Proxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Iptables => "iptables",
-            Self::Nftables => "nftables",
-        })
-    }
-}
-
-/// Says what a cluster shall be.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Options {
-    /// How many nodes.
-    pub nodes: usize,
-    /// How pods are joined.
-    pub pods: Pods,
-    /// How services are done.
-    pub proxy: Proxy,
-    /// Whether there is a DNS server.
-    pub dns: bool,
-    /// Archives of images to load on every node, besides the usual ones.
-    #[serde(skip)]
-    pub images: Vec<PathBuf>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { nodes: 2, pods: Pods::Routed, proxy: Proxy::Iptables, dns: true, images: Vec::new() }
-    }
-}
 
 /// A cluster. One that [`Cluster::up`] made is removed when dropped; one that was opened is not.
 #[derive(Debug)]
@@ -130,8 +72,11 @@ impl Cluster {
         fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
         // From here on dropping it removes what there is.
         let cluster = Self::assemble(name, options.clone(), true);
-        cluster.build(&archives, &stop)?;
-        Ok(cluster)
+        match cluster.build(&archives, &stop) {
+            // A Ctrl-C also ends a kubectl that is at work; that it failed is not the news.
+            Err(_) if stop() => Err(Interrupted.into()),
+            built => built.map(|()| cluster),
+        }
     }
 
     /// The cluster of this name that is up.
@@ -361,59 +306,4 @@ impl std::error::Error for Interrupted {}
 
 fn options_file(name: &Name) -> PathBuf {
     name.folder().join("cluster.json")
-}
-
-/// Fails with a sentence that says what to do, where a cluster cannot be made.
-fn require(options: &Options) -> Result<()> {
-    // SAFETY: a system call without arguments that cannot fail.
-    let user = unsafe { libc::geteuid() };
-    ensure!(user == 0, "a cluster needs network namespaces and mounts: run this as root");
-    ensure!(
-        (1..=MOST_NODES).contains(&options.nodes),
-        "a cluster has 1 to {MOST_NODES} nodes, not {}",
-        options.nodes
-    );
-    if options.dns {
-        binaries::find(binaries::DNS_SERVER)?;
-    }
-    for program in
-        ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"]
-    {
-        binaries::find(program)?;
-    }
-    for program in ["containerd", "ctr", "runc", "socat", "iptables", "nft", "conntrack", "busybox"] {
-        ensure!(binaries::in_path(program).is_some(), "{program} is missing: run `cargo xtask setup`");
-    }
-    ensure!(
-        options.pods == Pods::Routed || network::has_bridge_filter(),
-        "bridged pods need the kernel module br_netfilter: run `modprobe br_netfilter`, or take routed pods"
-    );
-    // Nodes have folders of their own in place of these.
-    for (what, path) in [
-        ("the temporary folder (TMPDIR)", std::env::temp_dir()),
-        ("the cache folder (PORTCULLIS_CACHE)", binaries::cache()),
-    ] {
-        if let Some(hidden) =
-            ["/var/lib", "/var/log", "/run", "/var/run"].iter().find(|hidden| path.starts_with(hidden))
-        {
-            bail!(
-                "{what} is {}, and nodes have a {hidden} of their own: set it to another folder",
-                path.display()
-            );
-        }
-        ensure!(
-            path.as_os_str().len() <= 40 || !what.contains("TMPDIR"),
-            "{what} is {}, which is too long for the sockets in it: set it to another folder",
-            path.display()
-        );
-        ensure!(
-            !path.to_string_lossy().contains(['\'', '"', '\\']),
-            "{what} has quotes in its name: {}",
-            path.display()
-        );
-    }
-    for image in &options.images {
-        ensure!(image.is_file(), "there is no image archive {}", image.display());
-    }
-    Ok(())
 }

@@ -62,7 +62,8 @@ pub fn node_addresses(i: usize) -> (Ipv4Addr, Ipv6Addr) {
 
 /// The pods' ranges of node number `i`.
 pub fn pod_ranges(i: usize) -> (String, String) {
-    (format!("10.244.{i}.0/24"), format!("fd24:0:0:{i:x}::/64"))
+    let v6 = Ipv6Addr::new(0xfd24, 0, 0, u16::try_from(i).unwrap_or(u16::MAX), 0, 0, 0, 0);
+    (format!("10.244.{i}.0/24"), format!("{v6}/64"))
 }
 
 /// The Kubernetes name of node number `i`.

@@ -108,7 +108,7 @@ fn built(folder: &Path, module: &str, version: &[String], packages: &[String]) -
     let sources = text(crate::cargo::root().join("xtask").join(module));
     let linker = [vec!["-s".to_owned(), "-w".to_owned()], version.to_vec()].concat().join(" ");
     let output = format!("{unfinished}/");
-    let mut build = vec!["go", "build", "-C", &sources, "-mod=readonly", "-trimpath"];
+    let mut build = vec!["go", "build", "-C", &sources, "-v", "-mod=readonly", "-trimpath"];
     build.extend(["-ldflags", &linker, "-o", &output]);
     build.extend(packages.iter().map(String::as_str));
     vec![
