@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use portcullis_tests::eventually;
 use portcullis_tests::lifecycle::LivePod;
 
 use crate::scene::{LIFE, PORT, Scene};
@@ -77,6 +78,10 @@ fn give_next(scene: &Scene, pod: &LivePod) -> Result<()> {
     let (std::net::IpAddr::V4(v4), std::net::IpAddr::V6(v6)) = (pod.v4, pod.v6) else {
         anyhow::bail!("the addresses of {} are not of both families", pod.name)
     };
+    // A pod that is deleted without grace is gone from the API before it is gone from the node.
+    eventually(&format!("the addresses of {} to be free", pod.name), || {
+        !folder.join(v4.to_string()).exists() && !folder.join(v6.to_string()).exists()
+    })?;
     let before4 = std::net::Ipv4Addr::from_bits(v4.to_bits() - 1);
     let before6 = std::net::Ipv6Addr::from_bits(v6.to_bits() - 1);
     std::fs::write(folder.join("last_reserved_ip.0"), before4.to_string()).context("the node's addresses")?;
