@@ -12,8 +12,14 @@ use crate::poll::eventually_within;
 
 /// How long an agent may take to be gone or back.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// The label that the `DaemonSet` selects nodes by: without it a node has no agent, and no other pod is concerned.
-const SELECTED: &str = "kubernetes.io/os";
+/// The label of the test by which nodes have an agent or not. (The label of the operating system, which the manifests
+/// select by, is put back by the kubelet.)
+const SELECTED: &str = "lifecycle-test/agent";
+/// Makes the `DaemonSet` select by it. `OnDelete`, so that the change by itself replaces no agent.
+const SELECTING: &str = r#"{"spec": {
+    "updateStrategy": {"type": "OnDelete", "rollingUpdate": null},
+    "template": {"spec": {"nodeSelector": {"lifecycle-test/agent": "yes"}}}
+}}"#;
 
 /// The agents of a cluster.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +66,9 @@ impl Agents<'_> {
 
     /// Takes the agent off a node, and waits until its process is gone.
     pub fn remove(self, node: usize) -> Result<()> {
+        self.0.kubectl(["label", "--overwrite", "nodes", "--all", &format!("{SELECTED}=yes")])?;
+        let patch = ["patch", "daemonset", "portcullis", "--type=merge", "--patch", SELECTING];
+        self.0.kubectl(["--namespace", NAMESPACE].iter().chain(&patch))?;
         self.0.kubectl(["label", "node", &format!("node{node}"), &format!("{SELECTED}-")])?;
         eventually_within(PATIENCE, &format!("no agent on node{node}"), || {
             self.processes(node).is_ok_and(|processes| processes.is_empty())
@@ -68,7 +77,7 @@ impl Agents<'_> {
 
     /// Lets a node have an agent again; does not wait for it.
     pub fn restore(self, node: usize) -> Result<()> {
-        self.0.kubectl(["label", "node", &format!("node{node}"), &format!("{SELECTED}=linux")])?;
+        self.0.kubectl(["label", "node", &format!("node{node}"), &format!("{SELECTED}=yes")])?;
         Ok(())
     }
 

@@ -33,11 +33,15 @@ pub fn api_server_away(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     let [db0, db1] = &scene.db;
     let [auditor, former, client, web] =
         [scene.pod("auditor-0")?, scene.pod("former-1")?, scene.pod("client-0")?, scene.pod("web-1")?];
-    let before = || {
-        let reaches = |from: &LivePod, to| from.net.tcp_exchange(to, SOON).is_ok();
-        reaches(&former, db0.v4(PORT)) && reaches(&former, db1.v4(PORT)) && reaches(&client, web.v4(PORT))
+    let as_before = |when: &str| {
+        for (from, to) in [(&former, db0.v4(PORT)), (&former, db1.v4(PORT)), (&client, web.v4(PORT))] {
+            from.net.tcp_exchange(to, SOON).with_context(|| format!("{} to {to}, {when}", from.name))?;
+        }
+        let passes = auditor.net.tcp_exchange(db0.v4(PORT), NEVER).is_ok();
+        ensure!(!passes, "the auditor passes, {when}");
+        Ok::<_, anyhow::Error>(())
     };
-    ensure!(before(), "all is as it was set up");
+    as_before("at first")?;
     let lists = installed::metric(&scene.cluster, "portcullis_source_lists_total", &[("kind", "Pod")])?;
 
     (0..2).try_for_each(|i| scene.agents().cut(i, true))?;
@@ -50,10 +54,9 @@ pub fn api_server_away(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     let (new, stranger) = (scene.pod("new-0")?, scene.pod("new-1")?);
     etcd::compact(&scene.cluster)?;
     note("all has changed, and the agents know nothing of it");
-    ensure!(before(), "what was last known holds");
-    ensure!(auditor.net.tcp_exchange(db0.v4(PORT), NEVER).is_err(), "what was last known holds");
+    as_before("while the agents know of no change")?;
     scene.cluster.stop_api_server()?;
-    ensure!(before(), "what was last known holds without any API server");
+    as_before("without any API server")?;
     scene.cluster.start_api_server()?;
     (0..2).try_for_each(|i| scene.agents().cut(i, false))?;
     note("the API server is back");
