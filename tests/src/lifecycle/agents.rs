@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
+use crate::command::run;
 use crate::installed::{METRICS, NAMESPACE};
 use crate::poll::eventually_within;
 
@@ -86,11 +87,13 @@ impl Agents<'_> {
     pub fn cut(self, node: usize, cut: bool) -> Result<()> {
         let address = self.0.value("default", "service/kubernetes", "{.spec.clusterIP}")?;
         let action = if cut { "--insert" } else { "--delete" };
-        // Before the service's address is translated: kubelet and kube-proxy go to the server's own address.
-        let rule =
-            ["--wait", "--table", "mangle", action, "OUTPUT", "--destination", &address, "--jump", "DROP"];
-        crate::command::run(&mut self.0.node(node).place.command("iptables", rule)?)?;
-        Ok(())
+        // Both ways, or the server would go on telling news. Kubelet and kube-proxy go to the server's own address.
+        ["INPUT", "OUTPUT"].iter().try_for_each(|chain| {
+            let rule = ["--wait", "--table", "mangle", action, chain, "--match", "conntrack"];
+            let rest = ["--ctorigdst", &address, "--jump", "DROP"];
+            run(&mut self.0.node(node).place.command("iptables", rule.iter().chain(&rest))?)?;
+            Ok(())
+        })
     }
 
     /// Rolls all agents to another image, and waits for the end.
