@@ -17,7 +17,7 @@ const SECOND_SYN: f64 = 0.9;
 pub fn script(targets: &[(&str, String)], port: u16, tries: usize) -> String {
     let mut script = format!(
         "try() {{ n=0; while [ $n -lt {tries} ]; do n=$((n+1)); read a _ < /proc/uptime; \
-         if nc -w 3 -e /bin/true \"$2\" {port} 2>/dev/null; then r=passed; else r=refused; fi; \
+         if nc -w 3 \"$2\" {port} -e /bin/true 2>/dev/null; then r=passed; else r=refused; fi; \
          read b _ < /proc/uptime; echo \"try $1 $a $b $r\"; [ $r = refused ] || sleep 0.1; done; }}; "
     );
     for (name, address) in targets {

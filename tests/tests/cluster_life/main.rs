@@ -21,15 +21,10 @@ fn no_event_of_its_life_loses_what_is_permitted_or_lets_through_what_is_not() ->
         let start = Instant::now();
         let note = |what: &str| println!("{:>5.1} s  {what}", start.elapsed().as_secs_f64());
         let scene = Scene::up(&note)?;
-        //        modes::audit_and_back(&scene, &note)?;
-        if std::env::var_os("X").is_some() {
-            restarts::killed_and_rolled(&scene, &note)?;
-            modes::audit_and_back(&scene, &note)?;
-            modes::opened_with_the_agent_dead(&scene, &note)?;
-        }
-        //_and_rolled(&scene, &note)?;
+        modes::audit_and_back(&scene, &note)?;
+        restarts::killed_and_rolled(&scene, &note)?;
         restarts::dead_while_an_address_is_reused(&scene, &note)?;
-        //        modes::opened_with_the_agent_dead(&scene, &note)?;
+        modes::opened_with_the_agent_dead(&scene, &note)?;
         outage::api_server_away(&scene, &note)?;
         burst::many_pods_at_once(&scene, &note)?;
         uninstall::leaves_nothing(&scene, &note)?;
