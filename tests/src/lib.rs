@@ -21,6 +21,8 @@ pub mod fixture;
 pub mod host;
 #[cfg(feature = "agent")]
 pub mod installed;
+#[cfg(feature = "agent")]
+pub mod lifecycle;
 pub mod manifests;
 pub mod netns;
 pub mod node;

@@ -1,0 +1,105 @@
+//! The agents of the nodes: their processes, whether they are ready, and ways to take one away.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cluster::Cluster;
+use crate::command::run;
+use crate::installed::{METRICS, NAMESPACE};
+use crate::poll::eventually_within;
+
+/// How long an agent may take to be gone or back.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// The label of the test by which nodes have an agent or not. (The label of the operating system, which the manifests
+/// select by, is put back by the kubelet.)
+const SELECTED: &str = "lifecycle-test/agent";
+/// Makes the `DaemonSet` select by it. `OnDelete`, so that the change by itself replaces no agent.
+const SELECTING: &str = r#"{"spec": {
+    "updateStrategy": {"type": "OnDelete", "rollingUpdate": null},
+    "template": {"spec": {"nodeSelector": {"lifecycle-test/agent": "yes"}}}
+}}"#;
+
+/// The agents of a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Agents<'a>(pub &'a Cluster);
+
+impl Agents<'_> {
+    /// The processes of Portcullis on a node, in whatever pod.
+    pub fn processes(self, node: usize) -> Result<Vec<u32>> {
+        let inode = fs::metadata(self.0.node(node).place.net.path()).context("a node's network")?.ino();
+        let numbers = fs::read_dir("/proc").context("reading /proc")?.flatten();
+        let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(numbers
+            .filter(|number: &u32| {
+                let comm = fs::read_to_string(format!("/proc/{number}/comm")).unwrap_or_default();
+                let net = fs::metadata(format!("/proc/{number}/ns/net")).map(|net| net.ino());
+                comm.trim_end() == "portcullis" && net.is_ok_and(|net| net == inode)
+            })
+            .collect())
+    }
+
+    /// Whether a node's agent says that it is ready.
+    pub fn is_ready(self, node: usize) -> bool {
+        self.0.http_get(node, METRICS, "/readyz").is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// Waits until it does.
+    pub fn wait_ready(self, node: usize) -> Result<()> {
+        eventually_within(PATIENCE, &format!("the agent of node{node} to be ready"), || self.is_ready(node))
+    }
+
+    /// Kills a node's agent, and waits until another one is ready.
+    pub fn kill(self, node: usize) -> Result<()> {
+        let old = self.processes(node)?;
+        ensure!(old.len() == 1, "node{node} has {} agents", old.len());
+        for process in &old {
+            let process = i32::try_from(*process)?;
+            // SAFETY: a system call without pointers; the process was just seen in the network of the test's own node.
+            ensure!(unsafe { libc::kill(process, libc::SIGKILL) } == 0, "killing the agent of node{node}");
+        }
+        eventually_within(PATIENCE, &format!("a new agent on node{node}"), || {
+            self.processes(node).is_ok_and(|new| !new.is_empty() && new != old) && self.is_ready(node)
+        })
+    }
+
+    /// Takes the agent off a node, and waits until its process is gone.
+    pub fn remove(self, node: usize) -> Result<()> {
+        self.0.kubectl(["label", "--overwrite", "nodes", "--all", &format!("{SELECTED}=yes")])?;
+        let patch = ["patch", "daemonset", "portcullis", "--type=merge", "--patch", SELECTING];
+        self.0.kubectl(["--namespace", NAMESPACE].iter().chain(&patch))?;
+        self.0.kubectl(["label", "node", &format!("node{node}"), &format!("{SELECTED}-")])?;
+        eventually_within(PATIENCE, &format!("no agent on node{node}"), || {
+            self.processes(node).is_ok_and(|processes| processes.is_empty())
+        })
+    }
+
+    /// Lets a node have an agent again; does not wait for it.
+    pub fn restore(self, node: usize) -> Result<()> {
+        self.0.kubectl(["label", "node", &format!("node{node}"), &format!("{SELECTED}=yes")])?;
+        Ok(())
+    }
+
+    /// Keeps a node's agent, and nothing else, from reaching the API server; or no longer. Packets are dropped without
+    /// a word, as where a network fails.
+    pub fn cut(self, node: usize, cut: bool) -> Result<()> {
+        let address = self.0.value("default", "service/kubernetes", "{.spec.clusterIP}")?;
+        let action = if cut { "--insert" } else { "--delete" };
+        // Both ways, or the server would go on telling news. Kubelet and kube-proxy go to the server's own address.
+        ["INPUT", "OUTPUT"].iter().try_for_each(|chain| {
+            let rule = ["--wait", "--table", "mangle", action, chain, "--match", "conntrack"];
+            let rest = ["--ctorigdst", &address, "--jump", "DROP"];
+            run(&mut self.0.node(node).place.command("iptables", rule.iter().chain(&rest))?)?;
+            Ok(())
+        })
+    }
+
+    /// Rolls all agents to another image, and waits for the end.
+    pub fn set_image(self, image: &str) -> Result<()> {
+        let image = format!("portcullis={image}");
+        self.0.kubectl(["--namespace", NAMESPACE, "set", "image", "daemonset/portcullis", &image])?;
+        self.0.wait_rollout(NAMESPACE, "daemonset/portcullis")
+    }
+}

@@ -1,0 +1,12 @@
+//! Portcullis in a real cluster over its life: killed, replaced, cut off, switched and removed, while traffic goes on.
+
+pub mod agents;
+pub mod burst;
+pub mod etcd;
+pub mod leftovers;
+pub mod pod;
+pub mod watch;
+
+pub use agents::Agents;
+pub use pod::LivePod;
+pub use watch::{Kind, Line, Watch};

@@ -1,0 +1,56 @@
+//! A hundred pods that connect at once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use portcullis_tests::cluster::images::BUSYBOX;
+use portcullis_tests::eventually_within;
+use portcullis_tests::lifecycle::burst::{Tries, script};
+
+use crate::scene::{LIFE, PORT, Scene};
+
+/// Pods of each account.
+const EACH: usize = 50;
+/// Tries of each pod at each target.
+const TRIES: usize = 6;
+/// How long all may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Half of them may reach the database and the outside, half may not.
+pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
+    let watch = scene.watch_but_the_auditor()?;
+    let targets = [
+        ("node0", scene.db[0].v4.to_string()),
+        ("node1", scene.db[1].v4.to_string()),
+        ("outside", scene.outside().ip().to_string()),
+    ];
+    let command = serde_json::json!(["sh", "-c", script(&targets, PORT, TRIES)]);
+    let deployment = |account: &str| {
+        format!(
+            "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {account}, namespace: {LIFE}}}\n\
+             spec:\n  replicas: {EACH}\n  selector: {{matchLabels: {{app: {account}}}}}\n  template:\n    \
+             metadata: {{labels: {{app: {account}}}}}\n    spec:\n      serviceAccountName: {account}\n      \
+             automountServiceAccountToken: false\n      terminationGracePeriodSeconds: 0\n      containers: \
+             [{{name: main, image: '{BUSYBOX}', imagePullPolicy: Never, command: {command}}}]\n"
+        )
+    };
+    let start = Instant::now();
+    scene.cluster.apply(&(deployment("right") + &deployment("wrong")))?;
+    let read = |account: &str| -> Result<(usize, Tries)> {
+        let mut tries = Tries::default();
+        let mut done = 0;
+        for node in scene.cluster.nodes() {
+            done += tries.read(&node.folder().join("log"), LIFE, &format!("{account}-"))?;
+        }
+        Ok((done, tries))
+    };
+    eventually_within(PATIENCE, "all pods to have tried", || {
+        std::thread::sleep(Duration::from_millis(500));
+        ["right", "wrong"].iter().all(|account| read(account).is_ok_and(|(done, _)| done == EACH))
+    })?;
+    note(&format!("{} pods started and tried in {:.1} s", 2 * EACH, start.elapsed().as_secs_f64()));
+    note(&format!("  permitted: {}", read("right")?.1.permitted()?));
+    note(&format!("  forbidden: {}", read("wrong")?.1.forbidden()?));
+    note(&watch.finish()?.to_string());
+    scene.nothing_permitted_was_denied()
+}
