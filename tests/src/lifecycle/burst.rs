@@ -20,9 +20,7 @@ pub fn script(targets: &[(&str, String)], port: u16, tries: usize) -> String {
          if nc -w 3 \"$2\" {port} -e /bin/true 2>/dev/null; then r=passed; else r=refused; fi; \
          read b _ < /proc/uptime; echo \"try $1 $a $b $r\"; [ $r = refused ] || sleep 0.1; done; }}; "
     );
-    for (name, address) in targets {
-        script += &format!("try {name} {address} & ");
-    }
+    script.extend(targets.iter().map(|(name, address)| format!("try {name} {address} & ")));
     script + &format!("wait; echo {END}; exec sleep infinity")
 }
 
@@ -152,7 +150,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "halves are exact")]
     fn what_is_refused_before_the_first_answer_is_counted_and_after_it_is_wrong() {
         let found = tries(&["refused", "passed", "passed"]).permitted().unwrap();
         assert_eq!((found.refused_early, found.delayed, found.longest_wait), (1, 0, 1.5));

@@ -48,8 +48,11 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Watch {
     stop: Arc<AtomicBool>,
-    lines: Vec<(String, Kind, Arc<Seen>, Option<JoinHandle<()>>)>,
+    lines: Vec<Tried>,
 }
+
+/// A line that is tried: in words, its kind, what was seen, and the thread that tries it.
+type Tried = (String, Kind, Arc<Seen>, Option<JoinHandle<()>>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -117,7 +120,7 @@ impl Watch {
             let wrong = seen.wrong.lock().unwrap_or_else(PoisonError::into_inner);
             if !wrong.is_empty() {
                 let tries = seen.tries.load(Ordering::SeqCst);
-                words += &format!("\n  {what}: {} of {tries} wrong: {}", wrong.len(), first(&wrong));
+                words.extend([format!("\n  {what}: {} of {tries} wrong: {}", wrong.len(), first(&wrong))]);
             }
         }
         if !words.is_empty() {
