@@ -22,7 +22,7 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     let targets = [
         ("node0", scene.db[0].v4.to_string()),
         ("node1", scene.db[1].v4.to_string()),
-        ("outside", scene.outside().ip().to_string()),
+        ("outside", Scene::outside().ip().to_string()),
     ];
     let command = serde_json::json!(["sh", "-c", script(&targets, PORT, TRIES)]);
     let deployment = |account: &str| {

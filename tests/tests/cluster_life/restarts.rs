@@ -53,7 +53,7 @@ pub fn dead_while_an_address_is_reused(scene: &Scene, note: &impl Fn(&str)) -> R
     // What the node without an agent lets pass is what the documents say.
     for (what, from, to, passes) in [
         ("the heir to the same node, as whom it replaced", &heir, db0.v4(PORT), true),
-        ("the heir to the outside, unjudged", &heir, scene.outside(), true),
+        ("the heir to the outside, unjudged", &heir, Scene::outside(), true),
         ("the heir to the other node", &heir, db1.v4(PORT), false),
         ("the new pod to the same node", &late, db0.v4(PORT), false),
         ("the new pod to the other node", &late, db1.v4(PORT), true),
@@ -65,7 +65,7 @@ pub fn dead_while_an_address_is_reused(scene: &Scene, note: &impl Fn(&str)) -> R
     right_before_ready(scene, &heir)?;
     late.net.tcp_exchange(db0.v4(PORT), NEVER).context("the new pod, once the agent is ready")?;
     late.net.tcp_exchange(db1.v6(PORT), NEVER).context("the new pod, to the other node")?;
-    for to in [db0.v6(PORT), db1.v4(PORT), scene.outside()] {
+    for to in [db0.v6(PORT), db1.v4(PORT), Scene::outside()] {
         ensure!(heir.net.tcp_exchange(to, NEVER).is_err(), "the heir reaches {to}");
     }
     note(&watch.finish()?.to_string());
@@ -91,7 +91,7 @@ fn give_next(scene: &Scene, pod: &LivePod) -> Result<()> {
 /// Brings the agent back. No connection that begins after it says that it is ready may pass as the old owner's.
 fn right_before_ready(scene: &Scene, heir: &LivePod) -> Result<()> {
     let (stop, passed) = (AtomicBool::new(false), Mutex::new(Vec::new()));
-    let (db, outside) = (scene.db[0].v4(PORT), scene.outside());
+    let (db, outside) = (scene.db[0].v4(PORT), Scene::outside());
     let try_all = |to| {
         heir.net.run(|| {
             while !stop.load(Ordering::SeqCst) {

@@ -99,17 +99,17 @@ impl Scene {
         note("Portcullis enforces");
         let mut manifests = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {LIFE}}}\n");
         for account in ["db", "api", "intruder", "auditor", "former", "web", "client", "right", "wrong"] {
-            manifests += &format!(
+            manifests.extend([format!(
                 "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {account}, namespace: {LIFE}}}\n"
-            );
+            )]);
         }
         for (account, name, node) in PODS {
             manifests += &pod(account, name, *node, if *account == "client" { ", role: client" } else { "" });
         }
-        manifests += &format!(
+        manifests.extend([format!(
             "---\napiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: {LIFE}}}\n\
              spec: {{selector: {{app: db}}, ports: [{{port: {PORT}}}]}}\n"
-        );
+        )]);
         cluster.apply(&format!("{manifests}---{POLICIES}"))?;
         let ready = |name: &str| LivePod::ready(&cluster, LIFE, name);
         let both =
@@ -150,7 +150,7 @@ impl Scene {
     }
 
     /// A server outside of the cluster.
-    pub fn outside(&self) -> SocketAddr {
+    pub fn outside() -> SocketAddr {
         (OUTSIDE.0, PORT).into()
     }
 
@@ -183,7 +183,7 @@ impl Scene {
             (&self.intruder[0], db0.v4(PORT)),
             (&self.intruder[0], db1.v6(PORT)),
             (&self.intruder[1], db0.v4(PORT)),
-            (&self.intruder[1], self.outside()),
+            (&self.intruder[1], Self::outside()),
             (&auditor, db0.v4(PORT)),
             (&auditor, db1.v4(PORT)),
         ];

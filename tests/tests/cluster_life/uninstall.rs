@@ -43,7 +43,7 @@ pub fn leaves_nothing(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         (&scene.intruder[0], scene.db[0].v4(PORT)),
         (&scene.intruder[0], scene.db[1].v6(PORT)),
         (&scene.intruder[1], scene.db[0].v4(PORT)),
-        (&scene.intruder[1], scene.outside()),
+        (&scene.intruder[1], Scene::outside()),
     ] {
         from.net.tcp_exchange(to, SOON).with_context(|| format!("{} to {to}", from.name))?;
     }
