@@ -279,12 +279,33 @@ pub struct Metadata {
     pub fragment: bool,
 }
 
+/// Where a flow into a pod comes from: its source address says so, but for the addresses of this node, of the pod itself,
+/// and of nodes that masquerade to the pod.
+#[inline(always)]
+pub fn find_origin<F: Family, M: Maps<F>>(
+    maps: &M,
+    endpoint: &Endpoint,
+    question: &Question<F>,
+    metadata: &Metadata,
+    serving: &mut Serving,
+) -> u32 {
+    let own = is_local::<F>(endpoint, question.remote);
+    let kind = identify(maps, question.remote).kind;
+    if own || kind == Kind::Host as u8 {
+        return origin_of(maps, endpoint, metadata, own);
+    }
+    if kind == Kind::Node as u8 && is_exposed(maps, question, serving) {
+        return origin::WORLD;
+    }
+    origin::ADDRESS
+}
+
 /// The [`origin`] of a packet towards a pod whose source address is one of this node's, or the pod's own.
 ///
 /// A node's address alone proves nothing: traffic that is only masqueraded to it was forwarded, and the interface it
 /// came in by says from where.
 #[inline(always)]
-pub fn origin_of<F: Family, M: Maps<F>>(
+fn origin_of<F: Family, M: Maps<F>>(
     maps: &M,
     receiver: &Endpoint,
     packet: &Metadata,
@@ -317,7 +338,7 @@ pub fn origin_of<F: Family, M: Maps<F>>(
 /// Whether other nodes send to this port of the pod what comes from outside, with their own address in place of the
 /// client's. What such a node says itself looks the same, so neither may be taken for the node.
 #[inline(always)]
-pub fn is_exposed<F: Family, M: Maps<F>>(maps: &M, question: &Question<F>, serving: &mut Serving) -> bool {
+fn is_exposed<F: Family, M: Maps<F>>(maps: &M, question: &Question<F>, serving: &mut Serving) -> bool {
     let key = ServiceKey {
         address: F::wide(question.local),
         port: question.local_port,

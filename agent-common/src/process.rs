@@ -8,8 +8,8 @@ use crate::event::Event;
 use crate::flow::{Flow, FlowKey, TOUCH_EVERY, expired, key_of, next_state, origin, state, timeout_of};
 use crate::identity::{Identity, Kind};
 use crate::judge::{
-    Config, Family, Maps, Metadata, Question, Serving, ask_entry, find_address, identify, is_exposed,
-    is_local, judge, needs_opening, origin_of,
+    Config, Family, Maps, Metadata, Question, Serving, ask_entry, find_address, find_origin, identify,
+    is_local, judge, needs_opening,
 };
 use crate::packet::{FragmentPart, IcmpRole, Parsed, tcp};
 use crate::policy::{Decision, protocol};
@@ -443,13 +443,8 @@ fn orient<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut W
         return Step::Refuse(if related { Reason::ForbiddenIcmp } else { Reason::NoFlow });
     }
     if matches!(hook, Direction::Ingress) {
-        let own = is_local::<F>(endpoint, work.question.remote);
-        let kind = identify(path, work.question.remote).kind;
-        if own || kind == Kind::Host as u8 {
-            work.question.origin = origin_of(path, endpoint, &work.transit.metadata, own);
-        } else if kind == Kind::Node as u8 && is_exposed(path, &work.question, &mut work.serving) {
-            work.question.origin = origin::WORLD;
-        }
+        work.question.origin =
+            find_origin(path, endpoint, &work.question, &work.transit.metadata, &mut work.serving);
     }
     Step::Judge
 }

@@ -127,13 +127,14 @@ fn denials_are_counted(
         if line.verdict == Expect::Allow || matches!(line.to, End::Host(_)) {
             continue;
         }
-        for (source_namespace, source) in live.principals(&line.from, workloads) {
-            for (namespace, destination) in live.principals(&line.to, workloads) {
+        let [sources, destinations] = live.principals(line, workloads);
+        for (source_namespace, source) in &sources {
+            for (namespace, destination) in &destinations {
                 let labels = [
                     ("source_namespace", source_namespace.as_str()),
-                    ("source_service_account", &source),
-                    ("destination_namespace", &namespace),
-                    ("destination_service_account", &destination),
+                    ("source_service_account", source),
+                    ("destination_namespace", namespace),
+                    ("destination_service_account", destination),
                     ("verdict", "deny"),
                 ];
                 let count = installed::metric(cluster, "portcullis_decisions_total", &labels)?;

@@ -1,11 +1,13 @@
-//! What a cluster makes of the manifests, on paper: of each Deployment a pod on each of two nodes, with addresses. Where
-//! a pod runs must not change what holds, so every line is judged on the same node and across nodes.
+//! What a cluster makes of the manifests, on paper: of each Deployment a pod on each of two nodes, with addresses, and of
+//! each Service its addresses, node ports and endpoints. Where a pod runs must not change what holds, so every line is
+//! judged on the same node and across nodes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::judge::{selects, target_port};
 use super::table::End;
 use super::{is_workload, text};
 
@@ -23,6 +25,10 @@ pub struct Node {
 pub struct Pod {
     /// The Deployment that it belongs to.
     pub workload: End,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its labels.
+    pub labels: Value,
     /// Its UID.
     pub uid: String,
     /// The index of its node.
@@ -38,7 +44,9 @@ pub struct Expanded {
     pub nodes: Vec<Node>,
     /// Its pods with addresses of their own.
     pub pods: Vec<Pod>,
-    /// Nodes and pods as objects of the API.
+    /// Its services, as the API server completes them.
+    pub services: Vec<Value>,
+    /// Nodes, pods and what the API server and its controllers make of the manifests, as objects of the API.
     pub objects: Vec<Value>,
 }
 
@@ -47,17 +55,25 @@ const NODES: u8 = 2;
 impl Expanded {
     /// Expands manifests.
     pub fn new<'a>(manifests: impl IntoIterator<Item = &'a Value>) -> Result<Self> {
-        let mut expanded = Self { nodes: Vec::new(), pods: Vec::new(), objects: Vec::new() };
+        let mut expanded =
+            Self { nodes: Vec::new(), pods: Vec::new(), services: Vec::new(), objects: Vec::new() };
         for index in 0..NODES {
             expanded.add_node(index);
         }
-        let workloads = manifests.into_iter().filter(|object| is_workload(object));
-        for (count, workload) in workloads.enumerate() {
+        let (workloads, others): (Vec<&Value>, Vec<&Value>) =
+            manifests.into_iter().partition(|object| is_workload(object));
+        for (count, workload) in workloads.into_iter().enumerate() {
             let host = u8::try_from(count + 2).context("too many workloads")?;
             for node in 0..NODES {
                 expanded.add_pod(workload, node, host);
             }
         }
+        let (services, others): (Vec<&Value>, Vec<&Value>) =
+            others.into_iter().partition(|object| text(object, "/kind") == "Service");
+        for (count, service) in services.into_iter().enumerate() {
+            expanded.add_service(service, u16::try_from(count).context("too many services")?);
+        }
+        expanded.objects.extend(others.into_iter().cloned());
         Ok(expanded)
     }
 
@@ -98,8 +114,52 @@ impl Expanded {
         }));
         if !on_host {
             let workload = End::Workload { namespace: namespace.to_owned(), name: name.to_owned() };
-            self.pods.push(Pod { workload, uid, node, addresses });
+            let labels = template["metadata"]["labels"].clone();
+            self.pods.push(Pod { workload, namespace: namespace.to_owned(), labels, uid, node, addresses });
         }
+    }
+
+    /// Adds a service with what the API server gives it, and the endpoints that the controller finds for it.
+    fn add_service(&mut self, service: &Value, count: u16) {
+        let mut service = service.clone();
+        let (v4, v6) = (
+            Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 0, 10)) + u32::from(count)),
+            Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 10 + count),
+        );
+        if text(&service, "/spec/clusterIP") != "None" {
+            service["spec"]["clusterIP"] = json!(v4);
+            service["spec"]["clusterIPs"] = json!([v4, v6]);
+        }
+        let has_node_ports = matches!(text(&service, "/spec/type"), "NodePort" | "LoadBalancer");
+        let mut targets = Vec::new();
+        let ports = service["spec"]["ports"].as_array_mut();
+        for (node_port, port) in (30_000 + 10 * count..).zip(ports.into_iter().flatten()) {
+            if has_node_ports {
+                port["nodePort"] = json!(node_port);
+            }
+            if let Some(target) = target_port(port) {
+                let (name, protocol) = (&port["name"], target.protocol.to_string().to_uppercase());
+                targets.push(json!({"name": name, "protocol": protocol, "port": target.number}));
+            }
+        }
+        let (namespace, name) = (text(&service, "/metadata/namespace"), text(&service, "/metadata/name"));
+        let backends =
+            self.pods.iter().filter(|pod| pod.namespace == namespace && selects(&service, &pod.labels));
+        let addresses: Vec<IpAddr> = backends.flat_map(|pod| pod.addresses.iter().copied()).collect();
+        for (family, of_family) in [("IPv4", true), ("IPv6", false)] {
+            let addresses = addresses.iter().filter(|address| address.is_ipv4() == of_family);
+            let endpoints: Vec<Value> = addresses.map(|address| json!({"addresses": [address]})).collect();
+            self.objects.push(json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {
+                    "name": format!("{name}-{}", family.to_lowercase()), "namespace": namespace,
+                    "labels": {"kubernetes.io/service-name": name},
+                },
+                "addressType": family, "endpoints": endpoints, "ports": targets,
+            }));
+        }
+        self.objects.push(service.clone());
+        self.services.push(service);
     }
 
     /// The pods of a workload.

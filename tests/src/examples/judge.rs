@@ -13,7 +13,9 @@ use portcullis::sources::SourceEvent;
 use portcullis::sources::manifests::ManifestsSource;
 use portcullis_common::abi::{Addr6, Endpoint, endpoint_flags};
 use portcullis_common::flow::origin;
-use portcullis_common::judge::{Family, Judgement, Question, V4, V6, judge_flow};
+use portcullis_common::judge::{
+    Family, Judgement, Maps, Metadata, Question, Serving, V4, V6, find_origin, judge_flow,
+};
 use portcullis_common::policy::protocol;
 use portcullis_common::{Direction, Verdict};
 use serde_json::{Value, json};
@@ -27,7 +29,6 @@ use crate::temp::TempDir;
 pub struct Judge {
     cluster: Expanded,
     agents: Vec<Agent>,
-    services: Vec<Value>,
     table: Table,
 }
 
@@ -35,14 +36,12 @@ impl Judge {
     /// Reads an example with some of its policies through the source, and compiles it.
     pub fn new(example: &Example, policies: &[Manifest]) -> Result<Self> {
         let dns = objects(KUBE_DNS)?;
-        let objects = || example.apps.objects.iter().chain(&dns);
-        let cluster = Expanded::new(objects())?;
-        let world = read(&cluster, &example.apps, policies)?;
+        let cluster = Expanded::new(example.apps.objects.iter().chain(&dns))?;
+        let world = read(&cluster, policies)?;
         let hosts = &example.table.hosts;
         let agents = cluster.nodes.iter().map(|node| Agent::new(world.clone(), node, hosts));
         let agents = agents.collect::<Result<_>>()?;
-        let services = objects().filter(|object| text(object, "/kind") == "Service").cloned().collect();
-        Ok(Self { cluster, agents, services, table: example.table.clone() })
+        Ok(Self { cluster, agents, table: example.table.clone() })
     }
 
     /// What is wrong with a line: every pair for which something else holds; empty if nothing is.
@@ -86,9 +85,13 @@ impl Judge {
             }
             (from, End::Workload { .. }) => {
                 for to in self.cluster.pods_of(&line.to) {
-                    for (source, origin) in self.arrivals(from, to, line.port)? {
+                    for (source, ifindex) in self.arrivals(from, to, line.port)? {
                         for (source, destination) in pairs(&[source], &to.addresses) {
-                            cases.push(Case { to: Some(to), origin, ..Case::new(line, source, destination) });
+                            cases.push(Case {
+                                to: Some(to),
+                                ifindex,
+                                ..Case::new(line, source, destination)
+                            });
                         }
                     }
                 }
@@ -110,46 +113,29 @@ impl Judge {
         })
     }
 
-    /// With which source addresses, and from where, packets of what is not a pod arrive at one.
+    /// With which source addresses, and by which interface, packets of what is not a pod arrive at one.
     fn arrivals(&self, from: &End, to: &Pod, port: Port) -> Result<Vec<(IpAddr, u32)>> {
         let addresses = self.addresses(from, to.node)?;
-        let with = |addresses: &[IpAddr], origin| addresses.iter().map(|&a| (a, origin)).collect::<Vec<_>>();
+        let by = |addresses: &[IpAddr], ifindex| addresses.iter().map(|&a| (a, ifindex)).collect::<Vec<_>>();
         let End::Host(name) = from else {
-            let origin = if *from == End::OwnNode { origin::HOST } else { origin::ADDRESS };
-            return Ok(with(&addresses, origin));
+            return Ok(by(&addresses, if *from == End::OwnNode { GENERATED_HERE } else { UPLINK }));
         };
-        let mut arrivals = with(&addresses, origin::ADDRESS);
-        let open = self.services_for(to, port).filter(|service| {
-            matches!(text(service, "/spec/type"), "NodePort" | "LoadBalancer")
-                && text(service, "/spec/externalTrafficPolicy") != "Local"
-        });
-        if open.count() > 0 {
+        let mut arrivals = by(&addresses, UPLINK);
+        let here = |service: &&Value| text(service, "/metadata/namespace") == to.namespace;
+        let mut services = self.cluster.services.iter().filter(here);
+        if services.any(|service| masquerades_to(service, &to.labels, port)) {
             // kube-proxy puts an address of the node in its place at which the connection came in.
-            let [own, other] = [to.node, 1 - to.node].map(|node| &self.cluster.nodes[node].addresses);
-            arrivals.extend(with(own, origin::WORLD));
-            arrivals.extend(with(other, origin::ADDRESS));
+            arrivals.extend(self.cluster.nodes.iter().flat_map(|node| by(&node.addresses, UPLINK)));
         }
         let outside = self.table.host(name).is_some_and(|host| host.on == Place::Outside);
         ensure!(outside, "`{name}` is on every node: write own-node or other-node");
         Ok(arrivals)
     }
 
-    /// The services that lead to a port of a pod.
-    fn services_for<'a>(&'a self, to: &'a Pod, port: Port) -> impl Iterator<Item = &'a Value> {
-        self.services.iter().filter(move |service| leads_to(service, self.labels(to), port) && {
-            matches!(&to.workload, End::Workload { namespace, .. } if namespace == text(service, "/metadata/namespace"))
-        })
-    }
-
-    fn labels(&self, pod: &Pod) -> &Value {
-        let object = self.cluster.objects.iter().find(|object| text(object, "/metadata/uid") == pod.uid);
-        object.map_or(&Value::Null, |object| &object["metadata"]["labels"])
-    }
-
     /// Whether packets get through: out of the source's endpoint and into that of the destination.
     fn passes(&self, case: &Case<'_>) -> bool {
         let ask = |pod: &Pod, local, remote, opener| {
-            let question = Asked { local, remote, opener, origin: case.origin, port: case.port };
+            let question = Asked { local, remote, opener, ifindex: case.ifindex, port: case.port };
             self.agents[pod.node].judge(pod, &question).decision.verdict
         };
         let out = case.from.map(|pod| ask(pod, case.source, case.destination, Direction::Egress));
@@ -164,13 +150,14 @@ struct Case<'a> {
     to: Option<&'a Pod>,
     source: IpAddr,
     destination: IpAddr,
-    origin: u32,
+    /// The interface by which it comes to the destination's node.
+    ifindex: u32,
     port: Port,
 }
 
 impl Case<'_> {
     const fn new(line: &Line, source: IpAddr, destination: IpAddr) -> Self {
-        Self { from: None, to: None, source, destination, origin: origin::ADDRESS, port: line.port }
+        Self { from: None, to: None, source, destination, ifindex: UPLINK, port: line.port }
     }
 }
 
@@ -180,12 +167,28 @@ fn pairs(sources: &[IpAddr], destinations: &[IpAddr]) -> Vec<(IpAddr, IpAddr)> {
     all.filter(|(source, to)| source.is_ipv4() == to.is_ipv4()).collect()
 }
 
+/// Index of an interface that is no pod's.
+const UPLINK: u32 = 99;
+/// The "interface" of what a process of the node itself sends.
+const GENERATED_HERE: u32 = 0;
+
+/// Whether a service selects pods with these labels.
+pub fn selects(service: &Value, labels: &Value) -> bool {
+    let selector = service["spec"]["selector"].as_object();
+    selector.is_some_and(|all| all.iter().all(|(key, value)| labels[key] == *value))
+}
+
 /// Whether a service leads to this port of pods with these labels.
 pub fn leads_to(service: &Value, labels: &Value, port: Port) -> bool {
-    let selector = service["spec"]["selector"].as_object();
-    let selects = selector.is_some_and(|all| all.iter().all(|(key, value)| labels[key] == *value));
     let ports = service["spec"]["ports"].as_array();
-    selects && ports.into_iter().flatten().any(|found| target_port(found) == Some(port))
+    selects(service, labels) && ports.into_iter().flatten().any(|found| target_port(found) == Some(port))
+}
+
+/// Whether nodes send to this port of pods with these labels, with their own address, what comes from outside.
+pub fn masquerades_to(service: &Value, labels: &Value, port: Port) -> bool {
+    matches!(text(service, "/spec/type"), "NodePort" | "LoadBalancer")
+        && text(service, "/spec/externalTrafficPolicy") != "Local"
+        && leads_to(service, labels, port)
 }
 
 /// The port of the pods behind a port of a service.
@@ -199,13 +202,12 @@ pub fn target_port(port: &Value) -> Option<Port> {
     Some(Port { protocol, number: u16::try_from(number).ok()? })
 }
 
-/// The world as the source tells it, from the files themselves. Every problem is an error.
-fn read(cluster: &Expanded, apps: &Manifest, policies: &[Manifest]) -> Result<World> {
+/// The world as the source tells it; the policies from the files themselves. Every problem is an error.
+fn read(cluster: &Expanded, policies: &[Manifest]) -> Result<World> {
     let folder = TempDir::new()?;
     let list = json!({"apiVersion": "v1", "kind": "List", "items": cluster.objects});
     folder.write("cluster.json", &list.to_string())?;
-    folder.write("kube-dns.yaml", KUBE_DNS)?;
-    for manifest in policies.iter().chain([apps]) {
+    for manifest in policies {
         folder.write(&manifest.file.replace('/', "-"), &manifest.text)?;
     }
     let (sender, mut batches) = tokio::sync::mpsc::channel(1);
@@ -240,7 +242,7 @@ struct Asked {
     local: IpAddr,
     remote: IpAddr,
     opener: Direction,
-    origin: u32,
+    ifindex: u32,
     port: Port,
 }
 
@@ -274,16 +276,35 @@ impl Agent {
         match (asked.local, asked.remote) {
             (IpAddr::V4(local), IpAddr::V4(remote)) => {
                 let address = |address: std::net::Ipv4Addr| u32::from_ne_bytes(address.octets());
-                judge_flow(&self.maps, &endpoint, &asked.question::<V4>(address(local), address(remote)))
+                self.judge_as::<V4>(&endpoint, asked, address(local), address(remote))
             }
             (local, remote) => {
                 let address = |address: IpAddr| match address {
                     IpAddr::V4(v4) => Addr6::from_bytes(v4.to_ipv6_mapped().octets()),
                     IpAddr::V6(v6) => Addr6::from_bytes(v6.octets()),
                 };
-                judge_flow(&self.maps, &endpoint, &asked.question::<V6>(address(local), address(remote)))
+                self.judge_as::<V6>(&endpoint, asked, address(local), address(remote))
             }
         }
+    }
+
+    fn judge_as<F: Family>(
+        &self,
+        endpoint: &Endpoint,
+        asked: &Asked,
+        local: F::Address,
+        remote: F::Address,
+    ) -> Judgement
+    where
+        HostMaps: Maps<F>,
+    {
+        let mut question = asked.question::<F>(local, remote);
+        if question.opener == Direction::Ingress {
+            let metadata = Metadata { ingress_ifindex: asked.ifindex, ..Metadata::default() };
+            question.origin =
+                find_origin(&self.maps, endpoint, &question, &metadata, &mut Serving::default());
+        }
+        judge_flow(&self.maps, endpoint, &question)
     }
 }
 
@@ -305,7 +326,7 @@ impl Asked {
                 Protocol::Udp => protocol::UDP,
             },
             opener: self.opener,
-            origin: self.origin,
+            origin: origin::ADDRESS,
         }
     }
 }

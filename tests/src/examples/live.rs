@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::judge::{leads_to, target_port};
+use super::judge::{leads_to, masquerades_to, target_port};
 use super::table::{End, Expect, Host, Line, Place, Port, Table};
 use super::{is_workload, text};
 use crate::cluster::{Cluster, names};
@@ -119,10 +119,11 @@ impl<'a> Live<'a> {
         Ok(probes)
     }
 
-    /// The service account, or reserved principal, behind each end, as metrics name them.
-    pub fn principals(&self, end: &End, workloads: &[&Value]) -> Vec<(String, String)> {
+    /// The service accounts, or the reserved principal, behind the sender and the receiver of a line, as metrics name
+    /// them.
+    pub fn principals(&self, line: &Line, workloads: &[&Value]) -> [Vec<(String, String)>; 2] {
         let reserved = |name: &str| vec![(String::new(), name.to_owned())];
-        match end {
+        let of = |end: &End| match end {
             End::OwnNode => reserved("host"),
             End::OtherNode => reserved("node"),
             End::Host(_) => reserved("world"),
@@ -130,7 +131,17 @@ impl<'a> Live<'a> {
                 let pods = self.pods_of(end, workloads).into_iter();
                 pods.map(|pod| (pod.namespace.clone(), pod.account.clone())).collect()
             }
+        };
+        let mut pods = self.pods_of(&line.to, workloads).into_iter();
+        let masquerades = |pod: &Pod| {
+            let services = self.services.iter().filter(|s| text(s, "/metadata/namespace") == pod.namespace);
+            services.into_iter().any(|service| masquerades_to(service, &pod.labels, line.port))
+        };
+        // Of a port that nodes masquerade to, other nodes are taken for the outside.
+        if line.from == End::OtherNode && pods.any(masquerades) {
+            return [reserved("world"), of(&line.to)];
         }
+        [of(&line.from), of(&line.to)]
     }
 
     fn pods_of(&self, end: &End, workloads: &[&Value]) -> Vec<&Pod> {
