@@ -22,7 +22,6 @@ pub fn leaves_nothing(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     cluster.kubectl(["delete", "--wait", "--filename", &installed.to_string_lossy()])?;
     note("the manifests are deleted");
     let cleanup = fs::read_to_string(deploy::folder().join("cleanup.yaml")).context("deploy/cleanup.yaml")?;
-    let cleanup = cleanup.replace("portcullis:0.1.0", "portcullis:dev");
     cluster.apply(&cleanup)?;
     cluster.wait_rollout("portcullis-cleanup", "daemonset/portcullis-cleanup")?;
     cluster.delete(&cleanup)?;
