@@ -474,7 +474,7 @@ async fn a_server_that_asks_to_be_left_alone_is_not_asked_before_its_time() {
     consumer
         .until("every kind was refused", |_| {
             let kinds = consumer.source.watch().status().kinds;
-            kinds.len() == 10 && kinds.values().all(|kind| kind.errors > 0)
+            kinds.len() == 11 && kinds.values().all(|kind| kind.errors > 0)
         })
         .await;
     server.set(|shared| shared.quiet = None);

@@ -138,9 +138,7 @@ impl Server {
                     "metadata": {"resourceVersion": "1"}, "items": items}),
                 )
             }
-            ("GET", [.., "identitypolicies" | "clusteridentitypolicies", name])
-                if path_of(name) != path =>
-            {
+            ("GET", [.., "identitypolicies" | "clusteridentitypolicies", name]) if path_of(name) != path => {
                 failure(404, "NotFound")
             }
             ("GET", [.., "identitypolicies" | "clusteridentitypolicies", name]) => {
