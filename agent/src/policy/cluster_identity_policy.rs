@@ -41,7 +41,9 @@ pub fn translate(written: &ClusterIdentityPolicy, problems: &mut Vec<Problem>) -
         let mut rules: Vec<Rule> = rules.into_iter().enumerate().map(read).collect();
         if !understood {
             rules.retain(|rule| rule.action != Action::Accept);
-            rules.iter_mut().for_each(|rule| rule.action = Action::Deny);
+            for rule in &mut rules {
+                rule.action = Action::Deny;
+            }
         }
         Section { isolation: None, rules }
     };
@@ -68,18 +70,16 @@ pub fn translate(written: &ClusterIdentityPolicy, problems: &mut Vec<Problem>) -
 
 /// When the policy has its say. Where that is unclear it comes first, and must not allow anything.
 fn place(tier: Option<PolicyTier>, priority: Option<i32>, report: &mut Report<'_>) -> (Tier, i32) {
-    let priority = match priority.filter(|priority| PRIORITIES.contains(priority)) {
-        Some(priority) => priority,
-        None => {
-            let what = match priority {
-                Some(priority) => format!("{priority} is no priority from 0 to 1000"),
-                None => "the priority is missing".to_owned(),
-            };
-            let follows = "the policy comes first in its tier and accepts nothing, and what it would pass on it denies; \
-                           write a number from 0 to 1000";
-            report.add("spec.priority", what, follows);
-            FIRST
-        }
+    let first = |what: String, report: &mut Report<'_>| {
+        let follows = "the policy comes first in its tier and accepts nothing, and what it would pass on it denies; write \
+                       a number from 0 to 1000";
+        report.add("spec.priority", what, follows);
+        FIRST
+    };
+    let priority = match priority {
+        Some(priority) if PRIORITIES.contains(&priority) => priority,
+        Some(priority) => first(format!("{priority} is no priority from 0 to 1000"), report),
+        None => first("the priority is missing".to_owned(), report),
     };
     match tier {
         Some(PolicyTier::Admin) => (Tier::Admin, priority),
