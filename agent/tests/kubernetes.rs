@@ -311,8 +311,9 @@ async fn a_kind_that_becomes_forbidden_keeps_its_objects() {
 
 #[tokio::test]
 async fn a_kind_without_definition_is_normal_and_is_followed_when_it_appears_and_when_it_vanishes() {
-    type Policies = fn(&World) -> usize;
-    let kinds: [(_, _, fn(&str, u64) -> Value, Policies, _); 2] = [
+    type Make = fn(&str, u64) -> Value;
+    type Count = fn(&World) -> usize;
+    let kinds: [(_, _, Make, Count, _); 2] = [
         ("identitypolicies", "IdentityPolicy", identity, |world| world.identity_policies.len(), "-idp"),
         (
             "clusteridentitypolicies",

@@ -270,7 +270,9 @@ fn policies_of_the_cluster_have_a_status_too_few_or_many() {
     let server = Server::default();
     // Few are asked for one by one, many are listed.
     let names: Vec<String> = (0..15).map(|i| format!("cluster-{i}")).collect();
-    names.iter().for_each(|name| server.put(name, 1));
+    for name in &names {
+        server.put(name, 1);
+    }
     server.put("p", 1);
     let (sender, receiver) = watch::channel(Arc::default());
     let _writer = start(&server, "a", &receiver);

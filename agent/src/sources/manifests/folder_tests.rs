@@ -52,8 +52,8 @@ impl Scanned {
         self.in_force = resolved.objects;
         let show = |event| match event {
             SourceEvent::Apply(object) => format!("+{}", object.key()),
-            SourceEvent::Delete { key, uid: None } => format!("-{}", key),
-            SourceEvent::Delete { key, uid: Some(uid) } => format!("-{} {uid}", key),
+            SourceEvent::Delete { key, uid: None } => format!("-{key}"),
+            SourceEvent::Delete { key, uid: Some(uid) } => format!("-{key} {uid}"),
             other => panic!("{other:?}"),
         };
         events.into_iter().map(show).collect()
