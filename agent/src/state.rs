@@ -113,9 +113,9 @@ pub struct EndpointState {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PolicyState {
-    /// `NetworkPolicy` or `IdentityPolicy`.
+    /// `NetworkPolicy`, `IdentityPolicy` or `ClusterIdentityPolicy`.
     pub kind: String,
-    /// Its namespace.
+    /// Its namespace; empty for one of the whole cluster.
     pub namespace: String,
     /// Its name.
     pub name: String,

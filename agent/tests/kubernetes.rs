@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use apiserver::{Chance, Server};
 use portcullis::identity::Numbers;
-use portcullis::model::{ObjectKey, World};
+use portcullis::model::{ObjectKey, ObjectKind, World};
 use portcullis::policy::compile;
 use portcullis::sources::kubernetes::{KubernetesSource, Options, Pace};
 use portcullis::sources::{SourceEvent, SourceProblem};
@@ -130,6 +130,14 @@ fn identity(name: &str, account: u64) -> Value {
             {"action": "Accept", "from": [{"serviceAccounts": {"names": [format!("a{account}")]}}]}]}}})
 }
 
+fn guardrail(name: &str, priority: u64) -> Value {
+    json!({"apiVersion": "portcullis.dev/v1alpha1", "kind": "ClusterIdentityPolicy",
+        "metadata": {"name": name, "uid": name},
+        "spec": {"tier": "Admin", "priority": priority, "subject": {"namespaces": {}}, "ingress": {"rules": [
+            {"action": "Pass", "from": [{"serviceAccounts": {"namespaces": {}, "names": ["api"]}}]},
+            {"action": "Deny", "from": [{"entities": ["world"]}]}]}}})
+}
+
 /// A server with a small cluster.
 async fn small(seed: u64) -> Server {
     let server = Server::start(seed).await;
@@ -144,6 +152,7 @@ async fn small(seed: u64) -> Server {
     }
     server.put("networkpolicies", policy("np", 80));
     server.put("identitypolicies", identity("idp", 1));
+    server.put("clusteridentitypolicies", guardrail("cidp", 1));
     server
 }
 
@@ -151,7 +160,7 @@ async fn small(seed: u64) -> Server {
 fn change(server: &Server, chance: &mut Chance, made: &mut u64) {
     *made += 1;
     let number = chance.below(6);
-    match chance.below(12) {
+    match chance.below(14) {
         // Now and then a pod takes the name of another that is gone, with an event for its end or without.
         0..=3 => {
             let uid = if chance.below(3) == 0 { format!("u{number}-{made}") } else { format!("u{number}") };
@@ -172,6 +181,8 @@ fn change(server: &Server, chance: &mut Chance, made: &mut u64) {
             json!({"metadata": {"name": "portcullis", "namespace": "portcullis-system", "uid": "c"},
                 "data": {"mode": *chance.pick(&["Enforce", "Audit"])}}),
         ),
+        11 => server.put("clusteridentitypolicies", guardrail(&format!("cidp{number}"), chance.below(3))),
+        12 => server.remove("clusteridentitypolicies", &format!("/cidp{number}")),
         _ => server.remove("identitypolicies", &format!("shop/idp{number}")),
     }
 }
@@ -200,13 +211,12 @@ async fn ends_as_a_clean_start(seed: u64) {
             0 => server.set(|shared| shared.store.compact()),
             1 => {
                 without_kind = true;
+                let kind = *chance.pick(&["identitypolicies", "clusteridentitypolicies"]);
                 server.set(|shared| {
-                    shared.store.missing.insert("identitypolicies");
+                    shared.store.missing.insert(kind);
                 });
             }
-            2 => server.set(|shared| {
-                shared.store.missing.remove("identitypolicies");
-            }),
+            2 => server.set(|shared| shared.store.missing.clear()),
             3 => server.set(|shared| {
                 shared.store.forbidden.insert("networkpolicies");
             }),
@@ -237,7 +247,8 @@ async fn ends_as_a_clean_start(seed: u64) {
     let desired = |world: &World| compile(world, &mut Numbers::new(4096));
     assert_eq!(desired(&told.world), desired(&clean.world), "seed {seed}");
     for (key, uid) in &told.deleted {
-        let of_kind = key.kind == portcullis::model::ObjectKind::IdentityPolicy && without_kind;
+        let ours = matches!(key.kind, ObjectKind::IdentityPolicy | ObjectKind::ClusterIdentityPolicy);
+        let of_kind = ours && without_kind;
         assert!(
             of_kind || may_go.contains(&(key.name.clone(), uid.clone())),
             "seed {seed}: {key:?} {uid:?} was said to be gone and was not"
@@ -300,25 +311,39 @@ async fn a_kind_that_becomes_forbidden_keeps_its_objects() {
 
 #[tokio::test]
 async fn a_kind_without_definition_is_normal_and_is_followed_when_it_appears_and_when_it_vanishes() {
-    let server = small(1).await;
-    server.set(|shared| {
-        shared.store.missing.insert("identitypolicies");
-    });
-    let consumer = Consumer::start(&server, PACE);
-    let told = consumer.synced().await;
-    assert_eq!((told.world.identity_policies.len(), told.problems), (0, Vec::new()));
-    assert!(consumer.source.watch().status().kinds["IdentityPolicy"].missing);
-    server.set(|shared| shared.store.missing.clear());
-    consumer.until("its objects are there", |told| told.world.identity_policies.len() == 1).await;
-    server.put("identitypolicies", identity("later", 1));
-    consumer.until("it is watched", |told| told.world.identity_policies.len() == 2).await;
-    server.set(|shared| {
-        shared.store.missing.insert("identitypolicies");
-    });
-    let told = consumer.until("its objects are gone", |told| told.world.identity_policies.is_empty()).await;
-    let mut last = told.batches.last().unwrap().clone();
-    last.sort();
-    assert_eq!(last, ["-idp", "-later"]);
+    type Make = fn(&str, u64) -> Value;
+    type Count = fn(&World) -> usize;
+    let kinds: [(_, _, Make, Count, _); 2] = [
+        ("identitypolicies", "IdentityPolicy", identity, |world| world.identity_policies.len(), "-idp"),
+        (
+            "clusteridentitypolicies",
+            "ClusterIdentityPolicy",
+            guardrail,
+            |world| world.cluster_identity_policies.len(),
+            "-cidp",
+        ),
+    ];
+    for (plural, kind, make, count, first) in kinds {
+        let server = small(1).await;
+        server.set(|shared| {
+            shared.store.missing.insert(plural);
+        });
+        let consumer = Consumer::start(&server, PACE);
+        let told = consumer.synced().await;
+        assert_eq!((count(&told.world), told.problems), (0, Vec::new()));
+        assert!(consumer.source.watch().status().kinds[kind].missing);
+        server.set(|shared| shared.store.missing.clear());
+        consumer.until("its objects are there", |told| count(&told.world) == 1).await;
+        server.put(plural, make("later", 1));
+        consumer.until("it is watched", |told| count(&told.world) == 2).await;
+        server.set(|shared| {
+            shared.store.missing.insert(plural);
+        });
+        let told = consumer.until("its objects are gone", |told| count(&told.world) == 0).await;
+        let mut last = told.batches.last().unwrap().clone();
+        last.sort();
+        assert_eq!(last, [first, "-later"]);
+    }
 }
 
 #[tokio::test]
@@ -450,7 +475,7 @@ async fn a_server_that_asks_to_be_left_alone_is_not_asked_before_its_time() {
     consumer
         .until("every kind was refused", |_| {
             let kinds = consumer.source.watch().status().kinds;
-            kinds.len() == 10 && kinds.values().all(|kind| kind.errors > 0)
+            kinds.len() == 11 && kinds.values().all(|kind| kind.errors > 0)
         })
         .await;
     server.set(|shared| shared.quiet = None);

@@ -247,11 +247,25 @@ fn random_identity_policies_and_modes_are_judged_as_the_reference_judges_them() 
 }
 
 #[test]
+fn random_guardrails_over_policies_of_namespaces_are_judged_as_the_reference_judges_them() {
+    let (mut counts, mut problems) = ([0; 3], 0);
+    for seed in 0..250 {
+        let mut world = Rng(seed).world_with_identities();
+        Rng(seed + 5000).add_guardrails(&mut world);
+        problems += compare(seed, &world, reference::identity::verdict, &mut counts);
+    }
+    check_counts("random guardrails", counts, Verdict::ALL, problems);
+}
+
+#[test]
 fn random_services_are_judged_as_the_reference_judges_them() {
     let (mut counts, mut compiled_sets) = ([0; 3], 0);
     for seed in 0..250 {
         let mut world = Rng(seed).world_with_identities();
         Rng(seed).add_services(&mut world);
+        if seed % 2 == 0 {
+            Rng(seed).add_guardrails(&mut world);
+        }
         let compiled = Compiled::new(&world);
         compiled_sets += compiled.desired.sets.len();
         for subject in world.pods.values().filter(|pod| compiled.desired.pods.contains_key(&pod.uid)) {
@@ -288,6 +302,7 @@ fn the_same_world_compiles_to_the_same_maps_and_numbers_survive_a_restart() {
     for seed in 0..50 {
         let mut world = Rng(seed).world_with_identities();
         Rng(seed).add_services(&mut world);
+        Rng(seed).add_guardrails(&mut world);
         let mut numbers = Numbers::default();
         let first = compile(&world, &mut numbers);
         assert_eq!(first, compile(&world, &mut numbers));

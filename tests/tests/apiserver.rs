@@ -96,6 +96,90 @@ const TAKEN: &[&str] = &[
         {key: d, operator: Exists}]}}}, ingress: {}}",
 ];
 
+/// A direction of a ClusterIdentityPolicy.
+fn cluster(direction: &str) -> String {
+    format!("{{tier: Admin, priority: 0, subject: {{namespaces: {{}}}}, {direction}}}")
+}
+
+/// Specifications of a ClusterIdentityPolicy that are refused, and the message; those of its peers and ports are the same
+/// as of an IdentityPolicy, and each of their rules is tried once more.
+fn refused_of_cluster() -> Vec<(String, &'static str)> {
+    let rules = |rule: &str| cluster(&format!("ingress: {{rules: [{rule}]}}"));
+    let to = |rule: &str| cluster(&format!("egress: {{rules: [{rule}]}}"));
+    let from = |peer: &str| rules(&format!("{{action: Pass, from: [{peer}]}}"));
+    let protocol = |protocol: &str| {
+        rules(&format!("{{action: Pass, from: [{{entities: [world]}}], protocols: [{protocol}]}}"))
+    };
+    let good = cluster("ingress: {rules: [{action: Deny, from: [{entities: [world]}]}]}");
+    vec![
+        (good.replace("tier: Admin, ", ""), "spec.tier: Required value"),
+        (good.replace("Admin", "Cluster"), "\"Admin\", \"Baseline\""),
+        (good.replace("priority: 0, ", ""), "spec.priority: Required value"),
+        (good.replace("priority: 0", "priority: -1"), "greater than or equal to 0"),
+        (good.replace("priority: 0", "priority: 1001"), "less than or equal to 1000"),
+        (good.replace("priority: 0", "priority: 1.5"), "must be of type integer"),
+        (good.replace("subject: {namespaces: {}}, ", ""), "spec.subject: Required value"),
+        (good.replace("namespaces: {}", ""), "write `subject: {namespaces: ..}`"),
+        (good.replace("namespaces: {}", "namespaces: null"), "write `subject: {namespaces: ..}`"),
+        (
+            good.replace("namespaces: {}", "namespaces: {}, serviceAccounts: {names: []}"),
+            "the list of names is empty",
+        ),
+        (
+            good.replace("namespaces: {}", "namespaces: {matchExpressions: [{key: a, operator: In}]}"),
+            "`In` and `NotIn` need `values`",
+        ),
+        (good.replace("action: Deny", "action: Log"), "\"Accept\", \"Deny\", \"Pass\""),
+        (good.replace("ingress: {", "ingress: {isolate: true, "), "unknown field \"spec.ingress.isolate\""),
+        (
+            "{tier: Admin, priority: 0, subject: {namespaces: {}}}".to_owned(),
+            "a policy without `ingress` and `egress` does nothing",
+        ),
+        (cluster("ingress: {}"), "write rules, or leave `ingress` out"),
+        (cluster("egress: {rules: []}"), "write rules, or leave `egress` out"),
+        (rules("{action: Pass, from: []}"), "at least one peer in `from`"),
+        (to("{action: Pass, to: []}"), "at least one peer in `to`"),
+        (rules("{action: Deny, from: [{entities: [node, host]}]}"), "so a Deny of `host` has no effect here"),
+        (from("{entities: [world]}, {pods: {}}"), "`pods` of `from`; `namespaces: {}` is every one"),
+        (from("{serviceAccounts: {names: [api]}}"), "`pods` of `from`; `namespaces: {}` is every one"),
+        (to("{action: Deny, to: [{serviceAccounts: {}}]}"), "`pods` of `to`; `namespaces: {}` is every one"),
+        (from("{}"), "a peer is exactly one of `serviceAccounts`, `pods`, `ipBlock` and `entities`"),
+        (from("{entities: []}"), "the list of entities is empty"),
+        (from("{serviceAccounts: {namespaces: {}, names: []}}"), "the list of names is empty"),
+        (from("{ipBlock: {cidr: 10.0.0.1}}"), "`cidr` is no range of addresses"),
+        (
+            from("{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.1]}}"),
+            "`except` has something that is no range",
+        ),
+        (from("{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}"), "must be a smaller part of `cidr`"),
+        (
+            rules("{action: Pass, from: [{entities: [world]}], protocols: []}"),
+            "the list of protocols is empty",
+        ),
+        (to("{action: Pass, to: [{entities: [world]}], protocols: []}"), "the list of protocols is empty"),
+        (protocol("{tcp: {}, udp: {}}"), "exactly one of `tcp`, `udp`, `sctp` and `destinationNamedPort`"),
+        (protocol("{tcp: {destinationPort: {}}}"), "exactly one of `number` and `range`"),
+        (
+            protocol("{sctp: {destinationPort: {range: {start: 9, end: 8}}}}"),
+            "`start` must not be greater than `end`",
+        ),
+        (
+            to("{action: Accept, to: [{entities: [world]}], protocols: [{destinationNamedPort: http}]}"),
+            "only pods name their ports, and `to` has none",
+        ),
+    ]
+}
+
+/// Specifications of a ClusterIdentityPolicy that are near to those and mean something.
+const TAKEN_OF_CLUSTER: &[&str] = &[
+    "{tier: Admin, priority: 0, subject: {namespaces: {}}, ingress: {rules: [{action: Pass, from: [{entities: [host, node]}]}]}}",
+    "{mode: Audit, tier: Baseline, priority: 1000, subject: {namespaces: {matchLabels: {a: b}}, serviceAccounts: {names: [c]}},
+        egress: {rules: [{action: Deny, to: [{entities: [host]}]}]}}",
+    "{tier: Admin, priority: 5, subject: {namespaces: {matchExpressions: [{key: a, operator: Exists}]}},
+        ingress: {rules: [{name: r, action: Accept, from: [{serviceAccounts: {namespaces: {}, names: [x]}}, {pods: {namespaces: {}}}]}]},
+        egress: {rules: [{action: Deny, to: [{ipBlock: {cidr: '::/0'}}], protocols: [{udp: {}}, {destinationNamedPort: dns}]}]}}",
+];
+
 const READ: &[&str] = &["get", "list", "watch"];
 
 /// What the agent's account may do: verbs, resource (with a name, where it is limited to one), namespace.
@@ -110,6 +194,8 @@ const ALLOWED: &[(&[&str], &str, &str)] = &[
     (READ, "networkpolicies.networking.k8s.io", "default"),
     (READ, "identitypolicies.portcullis.dev", "default"),
     (&["patch"], "identitypolicies.portcullis.dev/status", "default"),
+    (READ, "clusteridentitypolicies.portcullis.dev", "default"),
+    (&["patch"], "clusteridentitypolicies.portcullis.dev/status", "default"),
     (READ, "configmaps/portcullis", "portcullis-system"),
     (&["get", "update"], "leases.coordination.k8s.io/portcullis", "portcullis-system"),
     (&["create"], "leases.coordination.k8s.io", "portcullis-system"),
@@ -127,14 +213,16 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("update", "identitypolicies.portcullis.dev/status", "default"),
     ("patch", "leases.coordination.k8s.io/portcullis", "portcullis-system"),
     ("get", "clusternetworkpolicies.policy.networking.k8s.io", "default"),
+    ("update", "clusteridentitypolicies.portcullis.dev", "default"),
     ("patch", "pods", "default"),
     ("create", "pods", "portcullis-system"),
     ("patch", "nodes", "default"),
 ];
 
-fn policy(name: &str, spec: &str) -> String {
+fn policy(kind: &str, name: &str, spec: &str) -> String {
+    let namespace = if kind == "IdentityPolicy" { ", namespace: default" } else { "" };
     format!(
-        "apiVersion: portcullis.dev/v1alpha1\nkind: IdentityPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
+        "apiVersion: portcullis.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}{namespace}}}\nspec: {spec}\n"
     )
 }
 
@@ -197,7 +285,9 @@ fn a_real_api_server_takes_what_we_show_and_refuses_what_means_nothing() -> Resu
         for overlay in kustomizations(&deploy::folder().join("overlays")) {
             server.kubectl(["apply", "--dry-run=server", "--kustomize", &overlay.display().to_string()])?;
         }
-        eventually("the kind is served", || server.kubectl(["get", "idpol", "--all-namespaces"]).is_ok())?;
+        for kind in ["idpol", "cidpol"] {
+            eventually("the kind is served", || server.kubectl(["get", kind, "--all-namespaces"]).is_ok())?;
+        }
 
         // What we show.
         server.kubectl(["create", "namespace", "shop"])?;
@@ -205,26 +295,34 @@ fn a_real_api_server_takes_what_we_show_and_refuses_what_means_nothing() -> Resu
         for example in kustomizations(&deploy::folder().join("examples")) {
             server.kubectl(["apply", "--kustomize", &example.display().to_string()])?;
         }
-        for (i, spec) in TAKEN.iter().enumerate() {
-            apply(&server, &policy(&format!("taken-{i}"), spec))?;
-        }
+        let kinds = [
+            ("IdentityPolicy", TAKEN, refused()),
+            ("ClusterIdentityPolicy", TAKEN_OF_CLUSTER, refused_of_cluster()),
+        ];
+        for ((kind, taken, refused), definition) in kinds.into_iter().zip(portcullis::api::definitions()?) {
+            assert_eq!(definition["spec"]["names"]["kind"], kind);
+            for (i, spec) in taken.iter().enumerate() {
+                apply(&server, &policy(kind, &format!("taken-{i}"), spec))?;
+            }
 
-        // What means nothing.
-        let mut said = String::new();
-        for (spec, message) in refused() {
-            match apply(&server, &policy("refused", &spec)) {
-                Ok(_) => panic!("it was taken: {spec}"),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    assert!(error.contains(message), "{spec}: {error}");
-                    said.push_str(&error);
+            // What means nothing.
+            let mut said = String::new();
+            for (spec, message) in refused {
+                match apply(&server, &policy(kind, "refused", &spec)) {
+                    Ok(_) => panic!("{kind}: it was taken: {spec}"),
+                    Err(error) => {
+                        let error = format!("{error:#}");
+                        assert!(error.contains(message), "{kind} {spec}: {error}");
+                        said.push_str(&error);
+                    }
                 }
             }
+            let mut rules = BTreeSet::new();
+            messages(&definition, &mut rules);
+            let untried: Vec<&String> =
+                rules.iter().filter(|message| !said.contains(message.as_str())).collect();
+            assert!(untried.is_empty(), "{kind}: no case above is refused with {untried:#?}");
         }
-        let mut rules = BTreeSet::new();
-        portcullis::api::definitions()?.iter().for_each(|definition| messages(definition, &mut rules));
-        let untried: Vec<&String> = rules.iter().filter(|message| !said.contains(message.as_str())).collect();
-        assert!(untried.is_empty(), "no case above is refused with {untried:#?}");
 
         // What the agent may do, and what not.
         for (verbs, resource, namespace) in ALLOWED {
@@ -252,6 +350,13 @@ fn a_real_api_server_takes_what_we_show_and_refuses_what_means_nothing() -> Resu
         let columns: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(columns[0], ["NAME", "MODE", "ACCEPTED", "REASON", "AGE"]);
         assert_eq!(columns[1][..4], ["taken-1", "Disabled", "True", "Understood"]);
+        let patch =
+            ["patch", "cidpol", "taken-1", "--subresource=status", "--type=merge", "--patch", condition];
+        server.kubectl(patch)?;
+        let table = server.kubectl(["get", "cidpol", "taken-1", "--output=wide"])?;
+        let columns: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(columns[0], ["NAME", "TIER", "PRIORITY", "MODE", "ACCEPTED", "REASON", "AGE"]);
+        assert_eq!(columns[1][..6], ["taken-1", "Baseline", "1000", "Audit", "True", "Understood"]);
         Ok(())
     })
 }

@@ -47,6 +47,13 @@ metadata: {name: idp, namespace: shop}
 spec: {subject: {}, ingress: {rules: [{action: Accept, from: [{entities: [node]}]}]}}
 ";
 
+const GUARDRAIL: &str = r"
+apiVersion: portcullis.dev/v1alpha1
+kind: ClusterIdentityPolicy
+metadata: {name: cidp}
+spec: {tier: Admin, priority: 7, subject: {namespaces: {}}, ingress: {rules: [{action: Pass, from: [{entities: [node]}]}]}}
+";
+
 /// Everything but Secrets of a real role; the test takes rules away.
 fn role(resources: &str) -> String {
     format!(
@@ -65,9 +72,17 @@ fn deployed(file: &str) -> Result<String> {
     std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-fn crd() -> Result<String> {
-    deployed("crds/identitypolicies.portcullis.dev.yaml")
+/// Defines our kinds, and waits until they are served.
+fn define(server: &ApiServer) -> Result<()> {
+    for kind in OURS {
+        server.apply(&deployed(&format!("crds/{kind}.yaml"))?)?;
+    }
+    server.kubectl(["wait", "--for=condition=Established", "crd", OURS[0], OURS[1]])?;
+    Ok(())
 }
+
+/// The definitions of our kinds.
+const OURS: [&str; 2] = ["identitypolicies.portcullis.dev", "clusteridentitypolicies.portcullis.dev"];
 
 /// A source and the world that it has told of.
 struct Consumer {
@@ -127,7 +142,7 @@ impl Consumer {
     }
 
     fn policies(&self) -> usize {
-        self.world.identity_policies.len()
+        self.world.identity_policies.len() + self.world.cluster_identity_policies.len()
     }
 }
 
@@ -142,7 +157,7 @@ fn a_real_server_s_objects_make_the_world_and_follow_its_changes() -> Result<()>
     )?;
     server.set_status("", "node/n1", r#"{"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}"#)?;
     let mut agent = Consumer::start(&server, "admin")?;
-    agent.until("everything is listed, without our kind", |agent| agent.synced)?;
+    agent.until("everything is listed, without our kinds", |agent| agent.synced)?;
     let world = &agent.world;
     let pod = world.pods.values().find(|pod| pod.name == "api-1").context("no pod")?;
     ensure!(
@@ -158,14 +173,15 @@ fn a_real_server_s_objects_make_the_world_and_follow_its_changes() -> Result<()>
     ensure!(world.cluster_configs.len() == 1, "{:?}", world.cluster_configs);
     ensure!(agent.problems.is_empty(), "{:?}", agent.problems);
 
-    // Our kind appears, has objects, vanishes and comes again.
+    // Our kinds appear, have objects, vanish and come again.
     for _ in 0..2 {
-        server.apply(&crd()?)?;
-        server.kubectl(["wait", "--for=condition=Established", "crd/identitypolicies.portcullis.dev"])?;
+        define(&server)?;
         server.apply(IDENTITY_POLICY)?;
-        agent.until("the policy is there", |agent| agent.policies() == 1)?;
-        server.kubectl(["delete", "crd", "identitypolicies.portcullis.dev"])?;
-        agent.until("the policy is gone", |agent| agent.policies() == 0)?;
+        server.apply(GUARDRAIL)?;
+        agent.until("the policies are there", |agent| agent.policies() == 2)?;
+        ensure!(agent.world.cluster_identity_policies["cidp"].spec.priority == Some(7));
+        server.kubectl(["delete", "crd", OURS[0], OURS[1]])?;
+        agent.until("the policies are gone", |agent| agent.policies() == 0)?;
     }
 
     // A pod of the same name is another pod.
@@ -183,8 +199,7 @@ fn a_real_server_s_objects_make_the_world_and_follow_its_changes() -> Result<()>
 #[test]
 fn a_real_server_that_was_away_is_caught_up_with_also_when_its_history_is_gone() -> Result<()> {
     let mut server = ApiServer::start()?;
-    server.apply(&crd()?)?;
-    server.kubectl(["wait", "--for=condition=Established", "crd/identitypolicies.portcullis.dev"])?;
+    define(&server)?;
     server.apply(OBJECTS)?;
     server.apply(IDENTITY_POLICY)?;
     let mut agent = Consumer::start(&server, "admin")?;
@@ -235,7 +250,7 @@ fn a_real_server_that_was_away_is_caught_up_with_also_when_its_history_is_gone()
 #[test]
 fn what_a_real_server_forbids_is_named_by_its_rule_until_it_is_allowed() -> Result<()> {
     const ALL: &str = "pods, namespaces, serviceaccounts, nodes, services, endpointslices, servicecidrs, configmaps, \
-                       identitypolicies, networkpolicies";
+                       identitypolicies, clusteridentitypolicies, networkpolicies";
     let server = ApiServer::start()?;
     server.apply(OBJECTS)?;
     server.apply(&role(ALL.trim_end_matches(", networkpolicies")))?;
@@ -260,14 +275,14 @@ fn what_a_real_server_forbids_is_named_by_its_rule_until_it_is_allowed() -> Resu
 fn the_role_that_people_install_is_enough() -> Result<()> {
     let server = ApiServer::start()?;
     server.apply(OBJECTS)?;
-    server.apply(&crd()?)?;
-    server.kubectl(["wait", "--for=condition=Established", "crd/identitypolicies.portcullis.dev"])?;
+    define(&server)?;
     server.apply(IDENTITY_POLICY)?;
+    server.apply(GUARDRAIL)?;
     server.apply(&deployed("base/rbac.yaml")?)?;
     server.add_account("portcullis-system", "portcullis")?;
     let mut agent = Consumer::start(&server, "portcullis")?;
     agent.until("everything is listed", |agent| agent.synced || !agent.problems.is_empty())?;
     ensure!(agent.problems.is_empty(), "{:#?}", agent.problems);
-    ensure!((agent.policies(), agent.world.cluster_configs.len()) == (1, 1));
+    ensure!((agent.policies(), agent.world.cluster_configs.len()) == (2, 1));
     Ok(())
 }

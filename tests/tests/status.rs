@@ -5,15 +5,21 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis::kubernetes::{Contacts, client, config};
+use portcullis::model::{ObjectKey, ObjectKind};
 use portcullis::status_writer::{Options, Pace, StatusWriter, Verdict, Verdicts};
 use portcullis_tests::{ApiServer, poll};
 use tokio::sync::watch;
 
-const POLICY: &str = "
+const POLICIES: &str = "
 apiVersion: portcullis.dev/v1alpha1
 kind: IdentityPolicy
 metadata: {name: db, namespace: default}
 spec: {subject: {}, ingress: {rules: [{action: Accept, from: [{entities: [node]}]}]}}
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: ClusterIdentityPolicy
+metadata: {name: guardrail}
+spec: {tier: Admin, priority: 0, subject: {namespaces: {}}, ingress: {rules: [{action: Deny, from: [{entities: [world]}]}]}}
 ";
 
 /// The roles of the manifests, bound to the user `restricted` as they are to the agent's account.
@@ -35,8 +41,9 @@ fn the_condition_is_written_with_the_rights_of_the_manifests_and_shows_in_kubect
         std::fs::read_to_string(&path).context(path)
     };
     server.apply(&deploy("crds/identitypolicies.portcullis.dev.yaml")?)?;
+    server.apply(&deploy("crds/clusteridentitypolicies.portcullis.dev.yaml")?)?;
     server.apply(&deploy("base/namespace.yaml")?)?;
-    poll::eventually("the kind to be served", || server.apply(POLICY).is_ok())?;
+    poll::eventually("the kinds to be served", || server.apply(POLICIES).is_ok())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let connection = runtime.block_on(config(Some(&server.kubeconfig("restricted"))))?;
@@ -50,8 +57,18 @@ fn the_condition_is_written_with_the_rights_of_the_manifests_and_shows_in_kubect
     let writer = StatusWriter::start(connect, options, receiver)?;
     let tell = |generation: i64, problems: &[&str]| {
         let problems = problems.iter().map(|problem| (*problem).to_owned()).collect();
-        let key = ("default".to_owned(), "db".to_owned());
-        verdicts.send_replace(Arc::new(Verdicts::from([(key, Verdict { generation, problems })])));
+        let key = |kind, namespace: &str, name: &str| ObjectKey {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        verdicts.send_replace(Arc::new(Verdicts::from([
+            (key(ObjectKind::IdentityPolicy, "default", "db"), Verdict { generation, problems }),
+            (
+                key(ObjectKind::ClusterIdentityPolicy, "", "guardrail"),
+                Verdict { generation: 1, problems: Vec::new() },
+            ),
+        ])));
     };
     let shown = |path: &str| server.kubectl(["get", "identitypolicy", "db", "-o", path]);
     tell(1, &["spec.ingress.rules[0]: it is not understood"]);
@@ -63,6 +80,8 @@ fn the_condition_is_written_with_the_rights_of_the_manifests_and_shows_in_kubect
 
     let accepted = "jsonpath={.status.conditions[?(@.type=='Accepted')].status}";
     poll::eventually("the condition", || shown(accepted).is_ok_and(|text| text == "False"))?;
+    let guardrail = || server.kubectl(["get", "cidpol", "guardrail", "-o", accepted]);
+    poll::eventually("the condition of the cluster's", || guardrail().is_ok_and(|text| text == "True"))?;
     let message = shown("jsonpath={.status.conditions[0].message}")?;
     ensure!(message == "spec.ingress.rules[0]: it is not understood", "{message}");
     let since = shown("jsonpath={.status.conditions[0].lastTransitionTime}")?;

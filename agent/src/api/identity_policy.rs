@@ -82,7 +82,7 @@ pub struct Subject {
     pub service_accounts: Option<SubjectAccounts>,
 }
 
-/// Service accounts of the policy's own namespace. Where both fields are set, both must hold.
+/// Service accounts by name and by label. Where both fields are set, both must hold.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = (
@@ -261,7 +261,7 @@ pub struct Peer {
      account"
 ))]
 pub struct PeerAccounts {
-    /// Their namespaces, by label; absent: the policy's own.
+    /// Their namespaces, by label; absent: the policy's own, which a ClusterIdentityPolicy has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::selector")]
     pub namespaces: Option<LabelSelector>,
@@ -279,7 +279,7 @@ pub struct PeerAccounts {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PeerPods {
-    /// Their namespaces, by label; absent: the policy's own.
+    /// Their namespaces, by label; absent: the policy's own, which a ClusterIdentityPolicy has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::selector")]
     pub namespaces: Option<LabelSelector>,

@@ -1,8 +1,10 @@
 //! The policy kinds of `portcullis.dev/v1alpha1`, as people write them.
 
+mod cluster_identity_policy;
 mod identity_policy;
 mod schema;
 
+pub use cluster_identity_policy::*;
 pub use identity_policy::*;
 pub use schema::definitions;
 

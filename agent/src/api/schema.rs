@@ -8,14 +8,14 @@ use kube::CustomResourceExt as _;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-use super::IdentityPolicy;
+use super::{ClusterIdentityPolicy, IdentityPolicy};
 
 /// The definitions of all kinds, as objects of the API.
 ///
 /// # Errors
 /// If a definition cannot be written as JSON, which is a defect of the types.
 pub fn definitions() -> serde_json::Result<Vec<Value>> {
-    [IdentityPolicy::crd()].into_iter().map(definition).collect()
+    [IdentityPolicy::crd(), ClusterIdentityPolicy::crd()].into_iter().map(definition).collect()
 }
 
 fn definition(crd: CustomResourceDefinition) -> serde_json::Result<Value> {

@@ -8,7 +8,7 @@ use portcullis_common::Direction;
 use super::owner::Owner;
 use crate::cli::hook_name;
 use crate::datapath::HookState;
-use crate::model::{IdentityPolicy, World};
+use crate::model::{ObjectKey, ObjectKind, World};
 use crate::policy::{frontend_text, summarize};
 use crate::sources::Source;
 use crate::state::{EndpointState, FORMAT, PolicyState, ProblemState, SourceState, State};
@@ -87,7 +87,7 @@ pub fn state(owner: &Owner, source: &Source) -> State {
     }
 }
 
-/// What became of each IdentityPolicy: what the compiler and the source do not understand of it.
+/// What became of each policy of our own kinds: what the compiler and the source do not understand of it.
 pub fn verdicts(owner: &Owner) -> Verdicts {
     let mut problems: HashMap<String, Vec<String>> = HashMap::new();
     for problem in &owner.desired.problems {
@@ -101,11 +101,20 @@ pub fn verdicts(owner: &Owner) -> Verdicts {
     for problem in &owner.problems {
         problems.entry(problem.place.clone()).or_default().push(problem.message.clone());
     }
-    let mut verdict = |policy: &IdentityPolicy| {
-        let object = format!("IdentityPolicy {}/{}", policy.namespace, policy.name);
-        Verdict { generation: policy.generation, problems: problems.remove(&object).unwrap_or_default() }
+    let world = &owner.world;
+    let namespaced = world.identity_policies.values().map(|policy| {
+        (ObjectKind::IdentityPolicy, policy.namespace.as_str(), &policy.name, policy.generation)
+    });
+    let of_cluster = world
+        .cluster_identity_policies
+        .values()
+        .map(|policy| (ObjectKind::ClusterIdentityPolicy, "", &policy.name, policy.generation));
+    let verdict = |(kind, namespace, name, generation): (_, &str, &String, _)| {
+        let key = ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() };
+        let problems = problems.remove(&key.to_string()).unwrap_or_default();
+        (key, Verdict { generation, problems })
     };
-    owner.world.identity_policies.iter().map(|(key, policy)| (key.clone(), verdict(policy))).collect()
+    namespaced.chain(of_cluster).map(verdict).collect()
 }
 
 /// Where the mode comes from.
@@ -144,6 +153,7 @@ fn source_state(owner: &Owner, source: &Source) -> SourceState {
         ("ServiceCIDR", world.service_cidrs.len()),
         ("NetworkPolicy", world.network_policies.len()),
         ("IdentityPolicy", world.identity_policies.len()),
+        ("ClusterIdentityPolicy", world.cluster_identity_policies.len()),
         ("ConfigMap", world.cluster_configs.len()),
     ];
     SourceState {

@@ -15,8 +15,8 @@ use portcullis_common::policy::protocol;
 
 use super::cluster_config::ClusterConfig;
 use super::objects::{
-    EndpointPort, EndpointSlice, IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod,
-    Service, ServiceAccount, ServiceCidr, ServicePort, TargetPort,
+    ClusterIdentityPolicy, EndpointPort, EndpointSlice, IdentityPolicy, Labels, Namespace, NetworkPolicy,
+    Node, Object, Pod, Service, ServiceAccount, ServiceCidr, ServicePort, TargetPort,
 };
 use crate::api;
 
@@ -253,6 +253,18 @@ impl TryFrom<api::IdentityPolicy> for IdentityPolicy {
     }
 }
 
+impl TryFrom<api::ClusterIdentityPolicy> for ClusterIdentityPolicy {
+    type Error = ConvertError;
+
+    fn try_from(object: api::ClusterIdentityPolicy) -> Result<Self, ConvertError> {
+        Ok(Self {
+            name: name(&object.metadata)?,
+            generation: object.metadata.generation.unwrap_or_default(),
+            spec: object.spec,
+        })
+    }
+}
+
 macro_rules! object_from {
     ($($kind:ident),*) => {$(
         impl From<$kind> for Object {
@@ -273,6 +285,7 @@ object_from!(
     ServiceCidr,
     NetworkPolicy,
     IdentityPolicy,
+    ClusterIdentityPolicy,
     ClusterConfig
 );
 

@@ -1,13 +1,14 @@
 //! The trimmed objects.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 
 use super::cluster_config::ClusterConfig;
-use crate::api::IdentityPolicySpec;
+use crate::api::{ClusterIdentityPolicySpec, IdentityPolicySpec};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -33,8 +34,29 @@ pub enum ObjectKind {
     NetworkPolicy,
     /// `portcullis.dev/v1alpha1` IdentityPolicy.
     IdentityPolicy,
+    /// `portcullis.dev/v1alpha1` ClusterIdentityPolicy.
+    ClusterIdentityPolicy,
     /// `v1` ConfigMap named [`ClusterConfig::NAME`].
     ClusterConfig,
+}
+
+impl ObjectKind {
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::Namespace => "Namespace",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Node => "Node",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceCidr => "ServiceCIDR",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::IdentityPolicy => "IdentityPolicy",
+            Self::ClusterIdentityPolicy => "ClusterIdentityPolicy",
+            Self::ClusterConfig => "ConfigMap",
+        }
+    }
 }
 
 /// What names an object: kind, namespace (empty for cluster-scoped kinds) and name.
@@ -46,6 +68,15 @@ pub struct ObjectKey {
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+impl fmt::Display for ObjectKey {
+    /// `NetworkPolicy shop/db`, `Node n1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, namespace, name } = self;
+        let slash = if namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} {namespace}{slash}{name}", kind.name())
+    }
 }
 
 /// An object of any kind.
@@ -69,6 +100,8 @@ pub enum Object {
     NetworkPolicy(NetworkPolicy),
     /// An identity policy.
     IdentityPolicy(IdentityPolicy),
+    /// An identity policy of the whole cluster.
+    ClusterIdentityPolicy(ClusterIdentityPolicy),
     /// What holds for the whole cluster.
     ClusterConfig(ClusterConfig),
 }
@@ -248,6 +281,17 @@ pub struct IdentityPolicy {
     pub spec: IdentityPolicySpec,
 }
 
+/// A ClusterIdentityPolicy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterIdentityPolicy {
+    /// Name.
+    pub name: String,
+    /// `metadata.generation`, as in an [`IdentityPolicy`].
+    pub generation: i64,
+    /// The specification.
+    pub spec: ClusterIdentityPolicySpec,
+}
+
 impl Object {
     /// What names the object.
     pub fn key(&self) -> ObjectKey {
@@ -261,6 +305,7 @@ impl Object {
             Self::ServiceCidr(o) => (ObjectKind::ServiceCidr, "", &o.name),
             Self::NetworkPolicy(o) => (ObjectKind::NetworkPolicy, o.namespace.as_str(), &o.name),
             Self::IdentityPolicy(o) => (ObjectKind::IdentityPolicy, o.namespace.as_str(), &o.name),
+            Self::ClusterIdentityPolicy(o) => (ObjectKind::ClusterIdentityPolicy, "", &o.name),
             Self::ClusterConfig(o) => (ObjectKind::ClusterConfig, o.namespace.as_str(), &o.name),
         };
         ObjectKey { kind, namespace: namespace.to_owned(), name: name.clone() }

@@ -9,8 +9,8 @@ use portcullis_common::abi::Mode;
 
 use super::cluster_config::ClusterConfig;
 use super::objects::{
-    EndpointSlice, IdentityPolicy, Namespace, NetworkPolicy, Node, Object, ObjectKey, ObjectKind, Pod,
-    Service, ServiceAccount, ServiceCidr,
+    ClusterIdentityPolicy, EndpointSlice, IdentityPolicy, Namespace, NetworkPolicy, Node, Object, ObjectKey,
+    ObjectKind, Pod, Service, ServiceAccount, ServiceCidr,
 };
 
 /// What the operator of this agent decided; the same for every pod.
@@ -81,6 +81,8 @@ pub struct World {
     pub network_policies: BTreeMap<(String, String), NetworkPolicy>,
     /// By namespace and name.
     pub identity_policies: BTreeMap<(String, String), IdentityPolicy>,
+    /// By name.
+    pub cluster_identity_policies: BTreeMap<String, ClusterIdentityPolicy>,
     /// ConfigMaps named [`ClusterConfig::NAME`], by namespace; that of [`Settings::namespace`] counts.
     pub cluster_configs: BTreeMap<String, ClusterConfig>,
     /// Addresses of this node's pods by libcni's cache, by UID: only what an interface bears out.
@@ -110,6 +112,9 @@ impl World {
             Object::IdentityPolicy(o) => {
                 drop(self.identity_policies.insert((o.namespace.clone(), o.name.clone()), o));
             }
+            Object::ClusterIdentityPolicy(o) => {
+                drop(self.cluster_identity_policies.insert(o.name.clone(), o));
+            }
             Object::ClusterConfig(mut o) => {
                 o.follow(match self.cluster_configs.get(&o.namespace) {
                     Some(before) => before.mode(),
@@ -136,6 +141,7 @@ impl World {
             ObjectKind::ServiceCidr => drop(self.service_cidrs.remove(&key.name)),
             ObjectKind::NetworkPolicy => drop(self.network_policies.remove(&pair())),
             ObjectKind::IdentityPolicy => drop(self.identity_policies.remove(&pair())),
+            ObjectKind::ClusterIdentityPolicy => drop(self.cluster_identity_policies.remove(&key.name)),
             ObjectKind::ClusterConfig => drop(self.cluster_configs.remove(&key.namespace)),
         }
     }

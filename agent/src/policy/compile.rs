@@ -19,7 +19,7 @@ use super::ir::{Policy, Report, parse_mode};
 use super::linked::Linked;
 use super::population::{Holder, Population};
 use super::subjects::{RowWriter, SubjectClass};
-use super::{cluster_config, identity_policy, network_policy, services};
+use super::{cluster_config, cluster_identity_policy, identity_policy, network_policy, services};
 use crate::api::MODE_KEY;
 use crate::identity::Numbers;
 use crate::model::World;
@@ -60,7 +60,7 @@ fn namespace_modes<'w>(world: &'w World, problems: &mut Vec<Problem>) -> HashMap
     world.namespaces.values().map(mode).collect()
 }
 
-/// Every policy, translated, but for those that are switched off: themselves, or by their namespace.
+/// Every policy, translated, but for those that are switched off: themselves, or by their namespace, if they have one.
 fn policies_in_force(world: &World, modes: &HashMap<&str, Mode>, problems: &mut Vec<Problem>) -> Vec<Policy> {
     let mut policies = Vec::new();
     if world.settings.network_policies {
@@ -70,6 +70,8 @@ fn policies_in_force(world: &World, modes: &HashMap<&str, Mode>, problems: &mut 
     }
     policies
         .extend(world.identity_policies.values().map(|policy| identity_policy::translate(policy, problems)));
+    let of_cluster = world.cluster_identity_policies.values();
+    policies.extend(of_cluster.map(|policy| cluster_identity_policy::translate(policy, problems)));
     policies.retain(|policy| {
         let namespace = modes.get(policy.name.namespace.as_str()).copied().unwrap_or(Mode::Enforce);
         policy.mode.max(namespace) != Mode::Off

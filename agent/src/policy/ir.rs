@@ -1,7 +1,7 @@
 //! The intermediate representation: policies of every kind in one form, with nothing left in it that is not understood.
 //!
-//! The translators (`network_policy`, `identity_policy`) keep one invariant: what they could not
-//! understand is reported and narrows access, never widens it. Whatever reads this form need not care any more.
+//! The translators (`network_policy`, `identity_policy`, `cluster_identity_policy`) keep one invariant: what they could
+//! not understand is reported and narrows access, never widens it. Whatever reads this form need not care any more.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -32,14 +32,27 @@ pub enum PolicyKind {
     NetworkPolicy,
     /// `portcullis.dev/v1alpha1` `IdentityPolicy`.
     IdentityPolicy,
+    /// `portcullis.dev/v1alpha1` `ClusterIdentityPolicy`.
+    ClusterIdentityPolicy,
 }
 
-/// What names a policy. Its text is `NetworkPolicy shop/db`.
+impl PolicyKind {
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::IdentityPolicy => "IdentityPolicy",
+            Self::ClusterIdentityPolicy => "ClusterIdentityPolicy",
+        }
+    }
+}
+
+/// What names a policy. Its text is `NetworkPolicy shop/db`, or `ClusterIdentityPolicy guardrails`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyName {
     /// Its kind.
     pub kind: PolicyKind,
-    /// Its namespace.
+    /// Its namespace; empty for one of the whole cluster.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -47,18 +60,16 @@ pub struct PolicyName {
 
 impl fmt::Display for PolicyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            PolicyKind::NetworkPolicy => "NetworkPolicy",
-            PolicyKind::IdentityPolicy => "IdentityPolicy",
-        };
-        write!(f, "{kind} {}/{}", self.namespace, self.name)
+        let Self { kind, namespace, name } = self;
+        let slash = if namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} {namespace}{slash}{name}", kind.name())
     }
 }
 
 /// A policy of any kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// What names it; policies of a tier with the same priority act in this order.
+    /// What names it.
     pub name: PolicyName,
     /// Where it is evaluated.
     pub tier: Tier,
@@ -75,6 +86,14 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Where the policy acts among all: by tier, then by priority, then by name. The order is total, so that of two
+    /// policies with the same priority it is always the same one that comes first, whatever their kinds and however
+    /// they got here.
+    pub fn place(&self) -> impl Ord + '_ {
+        let name = if self.tier == Tier::Namespace { "" } else { self.name.name.as_str() };
+        (self.tier, self.priority, name, &self.name)
+    }
+
     /// The section of a direction.
     pub fn section(&self, direction: Direction) -> Option<&Section> {
         match direction {
@@ -252,6 +271,11 @@ impl<'a> Report<'a> {
     /// About an object.
     pub fn new(object: impl fmt::Display, problems: &'a mut Vec<Problem>) -> Self {
         Self { object: object.to_string(), problems }
+    }
+
+    /// How many problems are known, of all objects: more than before is one of this object.
+    pub fn count(&self) -> usize {
+        self.problems.len()
     }
 
     /// Adds a problem: where, what is wrong there, and what follows.

@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use portcullis_common::{Direction, Kind};
 
-use super::ir::{Action, Block, NamedPort, Peer, Peers, Policy, PortMatch, Ports, Tier};
+use super::ir::{Action, Block, NamedPort, Peer, Peers, Policy, PortMatch, Ports};
 use super::selector::{Namespaces, PodSelector, Selector};
 use crate::model::Labels;
 
@@ -42,11 +42,6 @@ impl LinkedPolicy {
             Direction::Ingress => self.ingress.as_ref(),
             Direction::Egress => self.egress.as_ref(),
         }
-    }
-
-    /// Where the policy is evaluated, and in which order within.
-    pub fn place(&self) -> (Tier, i32) {
-        (self.policy.tier, self.policy.priority)
     }
 }
 
@@ -121,7 +116,7 @@ impl LinkedPeers {
 impl Linked {
     /// Links policies. Those that have no effect at all must have been left out.
     pub fn new(mut policies: Vec<Policy>) -> Self {
-        policies.sort_by(|a, b| (a.tier, a.priority, &a.name).cmp(&(b.tier, b.priority, &b.name)));
+        policies.sort_by(|a, b| a.place().cmp(&b.place()));
         let mut linker = Linker::default();
         let policies = policies
             .into_iter()

@@ -6,6 +6,7 @@
 mod blocks;
 mod classes;
 mod cluster_config;
+mod cluster_identity_policy;
 mod compile;
 mod desired;
 mod host_maps;
@@ -14,6 +15,7 @@ pub mod ir;
 mod linked;
 mod network_policy;
 mod population;
+mod rules;
 mod selector;
 mod services;
 mod subjects;

@@ -1,10 +1,13 @@
 //! What each policy does, in a few words, for people: status and dumps.
 
+use std::collections::BTreeSet;
+
 use portcullis_common::Direction;
 use portcullis_common::abi::Mode;
 
-use super::ir::{Policy, PolicyKind};
-use super::{identity_policy, network_policy};
+use super::ir::Policy;
+use super::selector::Namespaces;
+use super::{cluster_identity_policy, identity_policy, network_policy};
 use crate::api::MODE_KEY;
 use crate::model::{Labels, World};
 
@@ -13,11 +16,12 @@ use crate::model::{Labels, World};
 pub struct PolicySummary {
     /// Its kind.
     pub kind: &'static str,
-    /// Its namespace.
+    /// Its namespace; empty for one of the whole cluster.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// The mode that holds for its subjects: its own or its namespace's, the more lenient.
+    /// The mode that holds for its subjects: its own or its namespace's, the more lenient. Of a policy of the whole
+    /// cluster its own: the namespaces of its subjects may differ.
     pub mode: Mode,
     /// The directions that it acts on.
     pub directions: Vec<Direction>,
@@ -34,6 +38,8 @@ pub fn summarize(world: &World) -> Vec<PolicySummary> {
         policies.extend(world.network_policies.values().map(|p| network_policy::translate(p, &mut ignored)));
     }
     policies.extend(world.identity_policies.values().map(|p| identity_policy::translate(p, &mut ignored)));
+    let of_cluster = world.cluster_identity_policies.values();
+    policies.extend(of_cluster.map(|p| cluster_identity_policy::translate(p, &mut ignored)));
     policies.into_iter().map(|policy| summary(world, &policy)).collect()
 }
 
@@ -45,19 +51,24 @@ fn summary(world: &World, policy: &Policy) -> PolicySummary {
         _ => Mode::Enforce,
     };
     let nothing = Labels::new();
+    let in_namespaces: BTreeSet<&str> = match &policy.subject.namespaces {
+        Namespaces::Named(name) => BTreeSet::from([name.as_str()]),
+        Namespaces::Labelled(selector) => {
+            let namespaces =
+                world.namespaces.values().filter(|namespace| selector.matches(&namespace.labels));
+            namespaces.map(|namespace| namespace.name.as_str()).collect()
+        }
+    };
     let selected = |pod: &&crate::model::Pod| {
         let account = world.service_accounts.get(&(pod.namespace.clone(), pod.service_account.clone()));
         let labels = account.map_or(&nothing, |account| &account.labels);
-        pod.namespace == policy.name.namespace
+        in_namespaces.contains(pod.namespace.as_str())
             && !pod.host_network
             && !pod.finished
             && policy.subject.matches_within(&pod.labels, &pod.service_account, labels)
     };
     PolicySummary {
-        kind: match policy.name.kind {
-            PolicyKind::NetworkPolicy => "NetworkPolicy",
-            PolicyKind::IdentityPolicy => "IdentityPolicy",
-        },
+        kind: policy.name.kind.name(),
         mode: policy.mode.max(namespace_mode),
         directions: Direction::ALL.iter().copied().filter(|d| policy.section(*d).is_some()).collect(),
         pods: world.pods.values().filter(selected).count(),

@@ -86,7 +86,7 @@ impl Question<'_> {
     ) -> Partial<Decision> {
         let mut tier: Partial<Option<Decision>> = Partial::undecided();
         let mut sections: Vec<&Acting<'_>> = sections.collect();
-        sections.sort_by_key(|acting| acting.policy.place());
+        sections.sort_by(|a, b| a.policy.policy.place().cmp(&b.policy.policy.place()));
         for rule in sections.into_iter().flat_map(|acting| &acting.section.rules) {
             if !rule.peers.matches(peer) {
                 continue;

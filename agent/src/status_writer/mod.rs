@@ -6,11 +6,12 @@
 mod condition;
 mod lease;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
@@ -20,11 +21,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::api;
+use crate::model::{ObjectKey, ObjectKind};
 pub use condition::Verdict;
 use lease::Election;
 
-/// What became of each IdentityPolicy, by namespace and name.
-pub type Verdicts = BTreeMap<(String, String), Verdict>;
+/// What became of each policy of our own kinds.
+pub type Verdicts = BTreeMap<ObjectKey, Verdict>;
 
 /// When things happen.
 #[derive(Clone, Copy, Debug)]
@@ -144,9 +146,9 @@ impl Drop for StatusWriter {
 
 struct Writer {
     election: Election,
-    policies: Api<DynamicObject>,
     client: Client,
-    resource: ApiResource,
+    /// Our kinds as the API has them.
+    kinds: [(ObjectKind, ApiResource); 2],
     pace: Pace,
     verdicts: watch::Receiver<Arc<Verdicts>>,
     /// What the API server has, as far as we know; nothing is known when we begin to lead.
@@ -163,14 +165,19 @@ impl Writer {
         verdicts: watch::Receiver<Arc<Verdicts>>,
         state: watch::Sender<WriterState>,
     ) -> Self {
-        let kind = GroupVersionKind::gvk(api::GROUP, "v1alpha1", "IdentityPolicy");
-        let resource = ApiResource::from_gvk_with_plural(&kind, "identitypolicies");
+        let kind = |kind: ObjectKind, plural| {
+            let named = GroupVersionKind::gvk(api::GROUP, "v1alpha1", kind.name());
+            (kind, ApiResource::from_gvk_with_plural(&named, plural))
+        };
+        let kinds = [
+            kind(ObjectKind::IdentityPolicy, "identitypolicies"),
+            kind(ObjectKind::ClusterIdentityPolicy, "clusteridentitypolicies"),
+        ];
         let hash = |sum: u32, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte));
         Self {
             election: Election::new(client.clone(), &options.namespace, &options.node, options.pace.lease),
-            policies: Api::all_with(client.clone(), &resource),
             client,
-            resource,
+            kinds,
             pace: options.pace,
             verdicts,
             written: Verdicts::new(),
@@ -252,53 +259,14 @@ impl Writer {
     async fn write(&mut self) -> Result<(), String> {
         let verdicts = Arc::clone(&self.verdicts.borrow_and_update());
         self.written.retain(|key, _| verdicts.contains_key(key));
-        let due: BTreeSet<&(String, String)> = verdicts
-            .iter()
-            .filter(|(key, verdict)| self.written.get(*key) != Some(verdict))
-            .map(|(key, _)| key)
-            .collect();
         let mut failures = Vec::new();
-        if due.len() > 10 {
-            // At the beginning nearly all are as they should be, so that one list spares a request each.
-            let mut page = ListParams::default().limit(500);
-            loop {
-                let list = self
-                    .policies
-                    .list(&page)
-                    .await
-                    .map_err(|error| explain("policies cannot be listed for their status", &error))?;
-                for object in list.items {
-                    let meta = &object.metadata;
-                    let key =
-                        (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
-                    if due.contains(&key)
-                        && let Some(verdict) = verdicts.get(&key)
-                        && let Err(error) = self.bring(&key, verdict, &object).await
-                    {
-                        failures.push(error);
-                    }
-                }
-                match list.metadata.continue_.filter(|token| !token.is_empty()) {
-                    Some(token) => page = page.continue_token(&token),
-                    None => break,
-                }
-            }
-        } else {
-            for key in due {
-                let Some(verdict) = verdicts.get(key) else { continue };
-                let policies: Api<DynamicObject> =
-                    Api::namespaced_with(self.client.clone(), &key.0, &self.resource);
-                match policies.get_opt(&key.1).await {
-                    Ok(Some(object)) => {
-                        if let Err(error) = self.bring(key, verdict, &object).await {
-                            failures.push(error);
-                        }
-                    }
-                    // It has gone meanwhile.
-                    Ok(None) => {}
-                    Err(error) => failures.push(explain("a policy cannot be read for its status", &error)),
-                }
-            }
+        for kind in self.kinds.clone() {
+            let due: Verdicts = verdicts
+                .iter()
+                .filter(|(key, verdict)| key.kind == kind.0 && self.written.get(*key) != Some(verdict))
+                .map(|(key, verdict)| (key.clone(), verdict.clone()))
+                .collect();
+            self.write_kind(&kind, &due, &mut failures).await;
         }
         match failures.first() {
             None => Ok(()),
@@ -307,21 +275,78 @@ impl Writer {
         }
     }
 
+    /// Writes what is due of a kind.
+    async fn write_kind(
+        &mut self,
+        (kind, resource): &(ObjectKind, ApiResource),
+        due: &Verdicts,
+        failures: &mut Vec<String>,
+    ) {
+        if due.len() <= 10 {
+            for (key, verdict) in due {
+                match self.policies(resource, &key.namespace).get_opt(&key.name).await {
+                    Ok(Some(object)) => {
+                        if let Err(error) = self.bring(resource, key, verdict, &object).await {
+                            failures.push(error);
+                        }
+                    }
+                    // It has gone meanwhile.
+                    Ok(None) => {}
+                    Err(error) => failures.push(explain("a policy cannot be read for its status", &error)),
+                }
+            }
+            return;
+        }
+        // At the beginning nearly all are as they should be, so that one list spares a request each.
+        let mut page = ListParams::default().limit(500);
+        loop {
+            let list = match self.policies(resource, "").list(&page).await {
+                Ok(list) => list,
+                Err(error) => {
+                    return failures.push(explain("policies cannot be listed for their status", &error));
+                }
+            };
+            for object in list.items {
+                let ObjectMeta { namespace, name, .. } = object.metadata.clone();
+                let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+                let key = ObjectKey { kind: *kind, namespace, name };
+                if let Some(verdict) = due.get(&key)
+                    && let Err(error) = self.bring(resource, &key, verdict, &object).await
+                {
+                    failures.push(error);
+                }
+            }
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return,
+            }
+        }
+    }
+
+    /// The policies of a kind: in a namespace, or (without one) all of them, which is where those of the cluster are.
+    fn policies(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
+        if namespace.is_empty() {
+            Api::all_with(self.client.clone(), resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), namespace, resource)
+        }
+    }
+
     /// Brings the status of a policy to the verdict.
     async fn bring(
         &mut self,
-        key: &(String, String),
+        resource: &ApiResource,
+        key: &ObjectKey,
         verdict: &Verdict,
         object: &DynamicObject,
     ) -> Result<(), String> {
-        let failed = |error: &dyn std::fmt::Display| {
-            format!("the status of IdentityPolicy {}/{} cannot be written: {error}", key.0, key.1)
-        };
+        let failed =
+            |error: &dyn std::fmt::Display| format!("the status of {key} cannot be written: {error}");
         let value = serde_json::to_value(object).map_err(|error| failed(&error))?;
         if let Some(patch) = verdict.patch(&value, Timestamp::now()) {
-            let policies: Api<DynamicObject> =
-                Api::namespaced_with(self.client.clone(), &key.0, &self.resource);
-            let patched = policies.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch)).await;
+            let policies = self.policies(resource, &key.namespace);
+            let patched =
+                policies.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
             match patched {
                 Ok(_) => {}
                 // Changed meanwhile: looked at again with the next verdicts, or when the Lease is renewed.

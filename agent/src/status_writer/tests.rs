@@ -19,11 +19,31 @@ struct Server(Arc<Mutex<Store>>);
 #[derive(Default)]
 struct Store {
     lease: Option<Value>,
+    /// By name; one whose name begins with `cluster-` is of the whole cluster.
     policies: BTreeMap<String, Value>,
     version: u64,
     patches: Vec<String>,
     renewals: u64,
     forbidden: bool,
+}
+
+/// What a policy with this name is known by.
+fn key(name: &str) -> ObjectKey {
+    let (kind, namespace) = if name.starts_with("cluster-") {
+        (ObjectKind::ClusterIdentityPolicy, "")
+    } else {
+        (ObjectKind::IdentityPolicy, "shop")
+    };
+    ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+/// Path of a policy.
+fn path_of(name: &str) -> String {
+    let base = "/apis/portcullis.dev/v1alpha1";
+    match key(name).kind {
+        ObjectKind::ClusterIdentityPolicy => format!("{base}/clusteridentitypolicies/{name}"),
+        _ => format!("{base}/namespaces/shop/identitypolicies/{name}"),
+    }
 }
 
 impl Store {
@@ -42,8 +62,10 @@ impl Server {
     fn put(&self, name: &str, generation: i64) {
         let mut store = self.lock();
         let status = store.policies.get(name).map(|policy| policy["status"].clone()).unwrap_or_default();
-        let object = store.stamp(json!({"apiVersion": "portcullis.dev/v1alpha1", "kind": "IdentityPolicy",
-            "metadata": {"namespace": "shop", "name": name, "generation": generation}, "status": status}));
+        let ObjectKey { kind, namespace, .. } = key(name);
+        let namespace = (!namespace.is_empty()).then_some(namespace);
+        let object = store.stamp(json!({"apiVersion": "portcullis.dev/v1alpha1", "kind": kind.name(),
+            "metadata": {"namespace": namespace, "name": name, "generation": generation}, "status": status}));
         store.policies.insert(name.to_owned(), object);
     }
 
@@ -100,22 +122,32 @@ impl Server {
                 store.lease = Some(lease.clone());
                 (200, lease)
             }
-            (_, [.., "identitypolicies" | "status"] | [.., "identitypolicies", _]) if store.forbidden => {
-                failure(403, "Forbidden")
-            }
-            ("GET", [.., "identitypolicies"]) => {
-                let items: Vec<&Value> = store.policies.values().collect();
+            (
+                _,
+                [.., "v1alpha1", "clusteridentitypolicies"]
+                | [.., "identitypolicies" | "status"]
+                | [.., "identitypolicies", _],
+            ) if store.forbidden => failure(403, "Forbidden"),
+            ("GET", [.., "v1alpha1", plural @ ("identitypolicies" | "clusteridentitypolicies")]) => {
+                let of_kind = |name: &&String| path_of(name).contains(&format!("/{plural}/"));
+                let names = store.policies.keys().filter(of_kind);
+                let items: Vec<&Value> = names.map(|name| &store.policies[name]).collect();
                 (
                     200,
                     json!({"apiVersion": "portcullis.dev/v1alpha1", "kind": "IdentityPolicyList",
                     "metadata": {"resourceVersion": "1"}, "items": items}),
                 )
             }
-            ("GET", [.., "identitypolicies", name]) => match store.policies.get(*name) {
-                Some(policy) => (200, policy.clone()),
-                None => failure(404, "NotFound"),
-            },
-            ("PATCH", [.., name, "status"]) => {
+            ("GET", [.., "identitypolicies" | "clusteridentitypolicies", name]) if path_of(name) != path => {
+                failure(404, "NotFound")
+            }
+            ("GET", [.., "identitypolicies" | "clusteridentitypolicies", name]) => {
+                match store.policies.get(*name) {
+                    Some(policy) => (200, policy.clone()),
+                    None => failure(404, "NotFound"),
+                }
+            }
+            ("PATCH", [.., name, "status"]) if path == format!("{}/status", path_of(name)) => {
                 let Some(policy) = store.policies.get(*name).cloned() else {
                     return failure(404, "NotFound");
                 };
@@ -136,7 +168,7 @@ impl Server {
 fn verdicts(all: &[(&str, i64, &[&str])]) -> Arc<Verdicts> {
     let verdict = |(name, generation, problems): &(&str, i64, &[&str])| {
         let problems = problems.iter().map(|problem| (*problem).to_owned()).collect();
-        (("shop".to_owned(), (*name).to_owned()), Verdict { generation: *generation, problems })
+        (key(name), Verdict { generation: *generation, problems })
     };
     Arc::new(all.iter().map(verdict).collect())
 }
@@ -231,4 +263,25 @@ fn what_is_forbidden_is_said_with_the_rule_and_written_when_it_is_permitted() {
     eventually("the error", || said().contains("the ClusterRole and the Role `portcullis`"));
     server.lock().forbidden = false;
     eventually("the status", || server.condition("p").0 == "True" && said().is_empty());
+}
+
+#[test]
+fn policies_of_the_cluster_have_a_status_too_few_or_many() {
+    let server = Server::default();
+    // Few are asked for one by one, many are listed.
+    let names: Vec<String> = (0..15).map(|i| format!("cluster-{i}")).collect();
+    for name in &names {
+        server.put(name, 1);
+    }
+    server.put("p", 1);
+    let (sender, receiver) = watch::channel(Arc::default());
+    let _writer = start(&server, "a", &receiver);
+    sender.send_replace(verdicts(&[("p", 1, &[]), ("cluster-3", 1, &["spec.tier: the tier is missing"])]));
+    eventually("both", || server.lock().patches.len() == 2);
+    let bad = ("False".to_owned(), "spec.tier: the tier is missing".to_owned());
+    assert_eq!((server.condition("cluster-3"), server.condition("p").0), (bad, "True".to_owned()));
+    let all = names.iter().map(String::as_str).chain(["p"]).map(|name| (name, 1, &[][..]));
+    sender.send_replace(verdicts(&all.collect::<Vec<_>>()));
+    eventually("all of them", || server.lock().patches.len() == 17);
+    assert!(names.iter().all(|name| server.condition(name).0 == "True"));
 }

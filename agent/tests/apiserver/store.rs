@@ -16,6 +16,12 @@ pub const KINDS: &[(&str, &str, &str, &str)] = &[
     ("/api/v1/namespaces/portcullis-system", "configmaps", "ConfigMap", "v1"),
     ("/apis/networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", "networking.k8s.io/v1"),
     ("/apis/portcullis.dev/v1alpha1", "identitypolicies", "IdentityPolicy", "portcullis.dev/v1alpha1"),
+    (
+        "/apis/portcullis.dev/v1alpha1",
+        "clusteridentitypolicies",
+        "ClusterIdentityPolicy",
+        "portcullis.dev/v1alpha1",
+    ),
 ];
 
 /// An event of the history.

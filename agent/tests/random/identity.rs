@@ -42,7 +42,7 @@ impl Rng {
         self.pick(&["audit", "Audit", "off", "enforce", "auditt"]).to_string()
     }
 
-    fn names(&mut self) -> Vec<String> {
+    pub(super) fn names(&mut self) -> Vec<String> {
         self.list(2, |rng| rng.pick(&["default", "api", "web", "ghost"]).to_string())
     }
 
@@ -80,7 +80,7 @@ impl Rng {
         if self.chance(60) { Action::Accept } else { Action::Deny }
     }
 
-    fn identity_peers(&mut self) -> Vec<Peer> {
+    pub(super) fn identity_peers(&mut self) -> Vec<Peer> {
         let mut peers = self.list(2, Self::identity_peer);
         if self.chance(90) {
             peers.push(self.identity_peer());
@@ -124,7 +124,7 @@ impl Rng {
         peer
     }
 
-    fn protocol(&mut self) -> ProtocolMatch {
+    pub(super) fn protocol(&mut self) -> ProtocolMatch {
         let mut protocol = ProtocolMatch::default();
         let fields = if self.chance(92) { 1 } else { self.below(3) };
         for _ in 0..fields {

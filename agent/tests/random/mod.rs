@@ -1,5 +1,6 @@
 //! Random worlds from a seed, in which rare fields and mistakes are frequent.
 
+mod cluster;
 mod identity;
 pub mod services;
 
@@ -82,6 +83,10 @@ impl Rng {
             (rng.pick(&["app", "tier", "zone"]).to_string(), rng.pick(&["a", "b", ""]).to_string())
         });
         pairs.into_iter().collect()
+    }
+
+    fn everything() -> LabelSelector {
+        LabelSelector::default()
     }
 
     fn selector(&mut self) -> LabelSelector {

@@ -1,16 +1,19 @@
-//! `IdentityPolicies`, modes and the default verdict, beside `NetworkPolicies`: the same plain way.
+//! `IdentityPolicies`, the tiers, modes and the default verdict, beside `NetworkPolicies`: the same plain way.
 
 use k8s_openapi::api::networking::v1::IPBlock;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use portcullis::api::{Action, DestinationPort, Entity, Peer, PolicyMode, PortMatch, ProtocolMatch};
+use portcullis::api::{
+    Action, DestinationPort, Entity, Peer, PolicyMode, PolicyTier, PortMatch, ProtocolMatch,
+};
 use portcullis::model::{IdentityPolicy, Labels, Pod, World};
 use portcullis_common::{Direction, Verdict};
 
+use super::cluster::{Say, says};
 use super::{Owner, Question, block_or_void, policy_allows, selector_matches};
 
 /// How strict something is; more lenient is larger.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Strictness {
+pub enum Strictness {
     Enforce,
     Audit,
     Off,
@@ -21,6 +24,16 @@ fn strictness(text: Option<&str>) -> Strictness {
         Some("audit") => Strictness::Audit,
         Some("off") => Strictness::Off,
         _ => Strictness::Enforce,
+    }
+}
+
+impl From<Option<PolicyMode>> for Strictness {
+    fn from(mode: Option<PolicyMode>) -> Self {
+        match mode {
+            Some(PolicyMode::Audit) => Self::Audit,
+            Some(PolicyMode::Off) => Self::Off,
+            _ => Self::Enforce,
+        }
     }
 }
 
@@ -50,6 +63,12 @@ pub fn verdict(question: &Question<'_>) -> Verdict {
         }
     }
     let denied_by = |most_lenient: Strictness| {
+        let first = |tier| says(tier, question, |strictness| strictness.max(namespace) <= most_lenient);
+        match first(PolicyTier::Admin) {
+            Some(Say::Accept) => return false,
+            Some(Say::Deny) => return true,
+            Some(Say::Pass) | None => {}
+        }
         let default_denies = world.settings.default_verdict == Verdict::Deny && namespace <= most_lenient;
         let mut opinions = opinions.iter().filter(|opinion| opinion.strictness <= most_lenient);
         let (mut isolated, mut accepted) = (false, false);
@@ -60,7 +79,14 @@ pub fn verdict(question: &Question<'_>) -> Verdict {
         }) {
             return true;
         }
-        if isolated { !accepted } else { default_denies }
+        if isolated {
+            return !accepted;
+        }
+        match first(PolicyTier::Baseline) {
+            Some(Say::Accept) => false,
+            Some(Say::Deny) => true,
+            Some(Say::Pass) | None => default_denies,
+        }
     };
     match (denied_by(Strictness::Enforce), denied_by(Strictness::Audit)) {
         (true, _) => Verdict::Deny,
@@ -87,36 +113,15 @@ fn opinion(policy: &IdentityPolicy, question: &Question<'_>) -> Option<Opinion> 
         return None;
     }
     let subject_is_clear = subject.is_some();
-    let mut opinion = Opinion {
-        strictness: match policy.spec.mode {
-            Some(PolicyMode::Audit) => Strictness::Audit,
-            Some(PolicyMode::Off) => Strictness::Off,
-            _ => Strictness::Enforce,
-        },
-        isolates: true,
-        accepts: false,
-        denies: false,
-    };
+    let mut opinion =
+        Opinion { strictness: policy.spec.mode.into(), isolates: true, accepts: false, denies: false };
     let mut rule = |action: Action, peers: &[Peer], protocols: Option<&Vec<ProtocolMatch>>| match action {
         Action::Accept => {
-            let matches = peers.iter().any(|peer| peer_matches(policy, peer, question) == Some(true))
-                && protocols
-                    .is_none_or(|list| list.iter().any(|p| protocol_matches(p, question) == Some(true)));
+            let matches = surely_matches(Some(&policy.namespace), peers, protocols, question);
             opinion.accepts |= matches && subject_is_clear;
         }
         Action::Deny => {
-            // What is unclear (`None`) counts as a match, also where another entry would be clear.
-            let peer = peers.is_empty()
-                || peers.iter().any(|peer| {
-                    let host = peer.entities.as_ref().is_some_and(|list| list.contains(&Entity::Host));
-                    let own_node = matches!(question.peer.owner, Owner::Entity(Entity::Host));
-                    let refused = host && own_node && question.direction == Direction::Ingress;
-                    peer_matches(policy, peer, question).unwrap_or(true) && !(refused && only_entities(peer))
-                });
-            let protocol = protocols.is_none_or(|list| {
-                list.is_empty() || list.iter().any(|p| protocol_matches(p, question).unwrap_or(true))
-            });
-            opinion.denies |= peer && protocol;
+            opinion.denies |= possibly_matches(Some(&policy.namespace), peers, protocols, question, true);
         }
     };
     let isolate = match question.direction {
@@ -135,12 +140,59 @@ fn opinion(policy: &IdentityPolicy, question: &Question<'_>) -> Option<Opinion> 
     Some(opinion)
 }
 
+/// Whether something in a rule that is clear matches. `home`: the namespace of the policy, if it has one.
+pub fn surely_matches(
+    home: Option<&str>,
+    peers: &[Peer],
+    protocols: Option<&Vec<ProtocolMatch>>,
+    question: &Question<'_>,
+) -> bool {
+    peers.iter().any(|peer| peer_matches(home, peer, question) == Some(true))
+        && protocols.is_none_or(|list| list.iter().any(|p| protocol_matches(p, question) == Some(true)))
+}
+
+/// The same where what is unclear (`None`) counts as a match, also where another entry would be clear. `refuse_host`: that
+/// the rule names the node itself has no effect on what comes from there.
+pub fn possibly_matches(
+    home: Option<&str>,
+    peers: &[Peer],
+    protocols: Option<&Vec<ProtocolMatch>>,
+    question: &Question<'_>,
+    refuse_host: bool,
+) -> bool {
+    let peer = peers.is_empty()
+        || peers.iter().any(|peer| {
+            let host = peer.entities.as_ref().is_some_and(|list| list.contains(&Entity::Host));
+            let own_node = matches!(question.peer.owner, Owner::Entity(Entity::Host));
+            let refused = refuse_host && host && own_node && question.direction == Direction::Ingress;
+            peer_matches(home, peer, question).unwrap_or(true) && !(refused && only_entities(peer))
+        });
+    let protocol = protocols.is_none_or(|list| {
+        list.is_empty() || list.iter().any(|p| protocol_matches(p, question).unwrap_or(true))
+    });
+    peer && protocol
+}
+
+/// Whether every part of a rule is clear.
+pub fn is_clear(
+    home: Option<&str>,
+    peers: &[Peer],
+    protocols: Option<&Vec<ProtocolMatch>>,
+    question: &Question<'_>,
+) -> bool {
+    !peers.is_empty()
+        && peers.iter().all(|peer| peer_matches(home, peer, question).is_some())
+        && protocols.is_none_or(|list| {
+            !list.is_empty() && list.iter().all(|p| protocol_matches(p, question).is_some())
+        })
+}
+
 fn only_entities(peer: &Peer) -> bool {
     peer.service_accounts.is_none() && peer.pods.is_none() && peer.ip_block.is_none()
 }
 
 /// Whether a pod runs as one of these accounts; `None`: that is unclear.
-fn account_matches(
+pub fn account_matches(
     world: &World,
     pod: &Pod,
     names: Option<&Vec<String>>,
@@ -161,7 +213,7 @@ fn optional(selector: Option<&LabelSelector>, labels: &Labels) -> Option<bool> {
 }
 
 /// Whether a peer matches; `None`: it is unclear what it means, whoever is asked about.
-fn peer_matches(policy: &IdentityPolicy, peer: &Peer, question: &Question<'_>) -> Option<bool> {
+fn peer_matches(home: Option<&str>, peer: &Peer, question: &Question<'_>) -> Option<bool> {
     let set = [
         peer.service_accounts.is_some(),
         peer.pods.is_some(),
@@ -187,7 +239,7 @@ fn peer_matches(policy: &IdentityPolicy, peer: &Peer, question: &Question<'_>) -
         Owner::Entity(_) => (question.subject, false),
     };
     let in_namespace = |selector: Option<&LabelSelector>| match selector {
-        None => Some(pod.namespace == policy.namespace),
+        None => Some(pod.namespace == home?),
         Some(selector) => selector_matches(selector, &question.world.namespaces[&pod.namespace].labels),
     };
     let matches = if let Some(accounts) = &peer.service_accounts {

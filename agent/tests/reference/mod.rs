@@ -1,6 +1,7 @@
 //! A policy evaluator written straight from the specification, one question at a time and without regard for speed.
 //! It shares no code with the compiler that it is compared with.
 
+mod cluster;
 pub mod identity;
 pub mod services;
 

@@ -63,6 +63,7 @@ fn an_example_has_a_readme_and_applies_all_of_its_files() {
     }
     let wanted = [
         "a-to-b-not-c",
+        "cluster-guardrails",
         "database-api-only",
         "default-deny",
         "dns-allowed",

@@ -104,11 +104,15 @@ impl Manifests {
                 account: spec.service_account_name,
                 addresses: status.pod_ips.into_iter().map(|ip| ip.ip).collect(),
             }),
-            "NetworkPolicy" | "IdentityPolicy" => {
+            "NetworkPolicy" | "IdentityPolicy" | "ClusterIdentityPolicy" => {
                 let comment = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
                 self.policies.push(PolicyManifest {
                     file: file_name(path),
-                    object: format!("{kind} {namespace}/{name}"),
+                    object: if namespace.is_empty() {
+                        format!("{kind} {name}")
+                    } else {
+                        format!("{kind} {namespace}/{name}")
+                    },
                     comment: comment.collect::<Vec<_>>().join(" "),
                 });
             }

@@ -119,7 +119,8 @@ fn policy_tables(policies: &[PolicyState], problems: &[ProblemState]) -> Vec<Tab
     if !policies.is_empty() {
         let header = ["POLICY", "NAMESPACE", "NAME", "MODE", "DIRECTIONS", "PODS", "PROBLEMS"];
         tables.push(Table::of(&header, policies, |p| {
-            let object = format!("{} {}/{}", p.kind, p.namespace, p.name);
+            let slash = if p.namespace.is_empty() { "" } else { "/" };
+            let object = format!("{} {}{slash}{}", p.kind, p.namespace, p.name);
             vec![
                 p.kind.clone(),
                 p.namespace.clone(),

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod classes;
+mod cluster_identity_policies;
 mod identity_policies;
 mod modes;
 mod network_policies;
@@ -17,7 +18,8 @@ use portcullis_common::{Direction, Reason, Verdict};
 use super::{Desired, HostMaps, compile};
 use crate::identity::Numbers;
 use crate::model::{
-    IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod, ServiceAccount, World,
+    ClusterIdentityPolicy, IdentityPolicy, Labels, Namespace, NetworkPolicy, Node, Object, Pod,
+    ServiceAccount, World,
 };
 
 use portcullis_common::Direction::{Egress, Ingress};
@@ -133,6 +135,13 @@ impl Cluster {
             generation: 1,
             spec: serde_saphyr::from_str(spec).unwrap(),
         }));
+        self
+    }
+    /// A `ClusterIdentityPolicy` from the YAML of its spec.
+    fn cidp(mut self, name: &str, spec: &str) -> Self {
+        let spec = serde_saphyr::from_str(spec).unwrap();
+        let policy = ClusterIdentityPolicy { name: name.into(), generation: 1, spec };
+        self.0.apply(Object::ClusterIdentityPolicy(policy));
         self
     }
     fn default_deny(mut self) -> Self {

@@ -1,4 +1,4 @@
-//! The order of the tiers, with policies in the intermediate form: no kind of policy for the outer tiers exists yet.
+//! The order of the tiers, with policies in the intermediate form, so that it does not depend on a kind of policy.
 
 use portcullis_common::abi::Mode;
 use portcullis_common::policy::Decision;

@@ -1,8 +1,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::{IdentityPolicy, NetworkPolicy};
-use crate::sources::kubernetes::kinds::{IdentityPolicies, NetworkPolicies, Pods};
+use crate::model::{ClusterIdentityPolicy, IdentityPolicy, NetworkPolicy};
+use crate::sources::kubernetes::kinds::{ClusterIdentityPolicies, IdentityPolicies, NetworkPolicies, Pods};
 
 fn read<K: Kind>(value: &Value) -> Item<K> {
     serde_json::from_str(&value.to_string()).unwrap()
@@ -22,6 +22,14 @@ fn identity(spec: &Value) -> (IdentityPolicy, Vec<String>) {
         read(&json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec}));
     match item.decoded {
         Decoded { object: Some(Object::IdentityPolicy(policy)), problems } => (policy, problems),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn guardrail(spec: &Value) -> (ClusterIdentityPolicy, Vec<String>) {
+    let item: Item<ClusterIdentityPolicies> = read(&json!({"metadata": {"name": "p"}, "spec": spec}));
+    match item.decoded {
+        Decoded { object: Some(Object::ClusterIdentityPolicy(policy)), problems } => (policy, problems),
         other => panic!("{other:?}"),
     }
 }
@@ -224,4 +232,98 @@ fn a_policy_with_too_many_unclear_parts_is_closed_and_does_not_vanish() {
     let (policy, problems) = network(&json!({"podSelector": {}, "ingress": [{"from": vec![peer; 100]}]}));
     assert_eq!(problems.len(), 100, "unknown fields are found all at once");
     assert_eq!(policy.spec.ingress.unwrap()[0].from.as_ref().unwrap().len(), 100);
+}
+
+#[test]
+fn each_part_of_a_cluster_identity_policy_that_is_not_understood_is_named_and_narrowed() {
+    let good = json!({"tier": "Baseline", "priority": 5, "subject": {"namespaces": {"matchLabels": {"team": "shop"}}},
+        "ingress": {"rules": [
+            {"name": "r", "action": "Accept", "from": [{"entities": ["node"]}], "protocols": [{"tcp": {}}]},
+            {"action": "Pass", "from": [{"entities": ["world"]}], "protocols": [{"udp": {}}]}]}});
+    assert_eq!(guardrail(&good).1, [""; 0]);
+    let unclear = json!([{}]);
+    let denied = json!({"rules": [{"action": "Deny", "from": [{}]}]});
+    let rules = "/ingress/rules";
+    for (pointer, key, value, field, place, narrowed) in [
+        ("", "tier", json!("Zone"), "spec.tier", "/tier", None),
+        ("", "priority", json!("high"), "spec.priority", "/priority", None),
+        ("", "priority", json!(1.5), "spec.priority", "/priority", None),
+        ("/subject", "pods", json!({}), "spec.subject.pods", "/subject", Some(json!({}))),
+        ("/subject", "namespaces", json!("shop"), "spec.subject.namespaces", "/subject", Some(json!({}))),
+        (
+            "/ingress/rules/1/from/0",
+            "dns",
+            json!("x"),
+            "spec.ingress.rules[1].from[0].dns",
+            "/ingress/rules/1/from",
+            Some(unclear.clone()),
+        ),
+        (
+            "/ingress/rules/1/protocols/0",
+            "icmp",
+            json!({}),
+            "spec.ingress.rules[1].protocols[0].icmp",
+            "/ingress/rules/1/protocols",
+            Some(unclear.clone()),
+        ),
+        (
+            "/ingress/rules/1",
+            "when",
+            json!("night"),
+            "spec.ingress.rules[1].when",
+            "/ingress/rules/1",
+            Some(json!({"action": "Deny", "from": [{"entities": ["world"]}], "protocols": [{}]})),
+        ),
+        (
+            "/ingress/rules/0",
+            "when",
+            json!("night"),
+            "spec.ingress.rules[0].when",
+            "/ingress/rules/0",
+            Some(
+                json!({"name": "r", "action": "Accept", "from": [{"entities": ["node"]}], "protocols": [{}]}),
+            ),
+        ),
+        (
+            "/ingress/rules/1",
+            "action",
+            json!("Log"),
+            "spec.ingress.rules[1].action",
+            "/ingress/rules/1/action",
+            Some(json!("Deny")),
+        ),
+        ("/ingress", "isolate", json!(true), "spec.ingress.isolate", "/ingress", Some(denied.clone())),
+        ("/ingress", "rules", json!("all"), "spec.ingress.rules", "/ingress", Some(denied.clone())),
+        ("", "unless", json!({}), "spec.unless", "/ingress", Some(denied.clone())),
+        ("", "mode", json!("Shadow"), "spec.mode", "/mode", None),
+    ] {
+        let mut spec = good.clone();
+        spec.pointer_mut(pointer).unwrap()[key] = value;
+        let (policy, problems) = guardrail(&spec);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with(&format!("field `{field}`: ")), "{field} {problems:?}");
+        let found = serde_json::to_value(&policy.spec).unwrap();
+        assert_eq!(found.pointer(place), narrowed.as_ref(), "{field} {place}");
+        let other = found.pointer(rules).unwrap().as_array().unwrap().len();
+        assert!(place == "/ingress" || other == 2, "{field}: the other rules stay");
+        assert_eq!(found.get("egress"), None, "{field}: a direction that it does not name is not touched");
+    }
+    let mut spec = good.clone();
+    spec.as_object_mut().unwrap().remove("subject");
+    let (policy, problems) = guardrail(&spec);
+    assert!(problems[0].contains("about every pod of the cluster and accepts nothing"), "{problems:?}");
+    assert_eq!(serde_json::to_value(&policy.spec).unwrap()["subject"], json!({}));
+}
+
+#[test]
+fn a_cluster_identity_policy_of_which_nothing_is_understood_closes_the_cluster() {
+    for spec in [json!(null), json!("open"), json!([])] {
+        let (policy, problems) = guardrail(&spec);
+        assert!(problems[0].contains("every pod of the cluster is closed"), "{problems:?}");
+        assert_eq!((policy.spec.tier, policy.spec.priority), (None, None), "before all others");
+        let found = serde_json::to_value(&policy.spec).unwrap();
+        assert_eq!(found["subject"], json!({"namespaces": {}}));
+        assert_eq!(found["ingress"], json!({"rules": [{"action": "Deny", "from": [{}]}]}));
+        assert_eq!(found["egress"], json!({"rules": [{"action": "Deny", "to": [{}]}]}));
+    }
 }

@@ -128,6 +128,18 @@ kinds! {
         narrow: Some(narrow::identity_policy),
         ..required(ObjectKind::IdentityPolicy, "IdentityPolicy", api::GROUP, "v1alpha1", "identitypolicies")
     };
+    ClusterIdentityPolicies: api::ClusterIdentityPolicy => model::ClusterIdentityPolicy, About {
+        optional: true,
+        strictness: Strict,
+        narrow: Some(narrow::cluster_identity_policy),
+        ..required(
+            ObjectKind::ClusterIdentityPolicy,
+            "ClusterIdentityPolicy",
+            api::GROUP,
+            "v1alpha1",
+            "clusteridentitypolicies",
+        )
+    };
 }
 
 impl About {

@@ -1,7 +1,7 @@
 //! What becomes of a policy of which a part is not understood: that part is put into a form that says nothing, and the
-//! compiler knows what to make of those. An allow or Accept matches nothing by it; a Deny denies its peer on every port,
-//! or everyone if the peer is what is unclear; an unclear subject is every pod of the namespace. So access is never
-//! wider than it was meant to be.
+//! compiler knows what to make of those. An allow or Accept matches nothing by it; a Deny or Pass denies its peer on every
+//! port, or everyone if the peer is what is unclear; an unclear subject is every pod of the namespace, or of the cluster. So
+//! access is never wider than it was meant to be.
 //!
 //! This is about what a newer API server or a newer definition of our kinds may send. The schema of the API server
 //! refuses most of the rest, but nothing here relies on that.
@@ -165,6 +165,74 @@ pub(super) fn identity_policy(object: &mut Value, path: &[Step]) -> Narrowed {
     }
 }
 
+/// Narrows a ClusterIdentityPolicy at a path.
+///
+/// It has no isolation that could close what an unclear part may have meant to close: a Deny of everyone does.
+pub(super) fn cluster_identity_policy(object: &mut Value, path: &[Step]) -> Narrowed {
+    if !object.is_object() {
+        return Not;
+    }
+    let path = segments(path);
+    match path.as_slice() {
+        [K("metadata"), K(field), ..] => return without_metadata(object, field),
+        [K("spec"), ..] if object["spec"].is_object() => {}
+        _ => {
+            object["spec"] = closed_cluster();
+            return To("every pod of the cluster is closed");
+        }
+    }
+    let spec = &mut object["spec"];
+    match path.get(1..).unwrap_or_default() {
+        // Of the specification itself only the subject can be missing.
+        [] if spec.get("subject").is_none() => unclear_cluster_subject(spec),
+        [K("subject"), ..] => unclear_cluster_subject(spec),
+        [K("mode"), ..] => {
+            remove(spec, "mode");
+            To("the policy is enforced")
+        }
+        [K(field @ ("tier" | "priority")), ..] => {
+            remove(spec, field);
+            To("the policy comes first and accepts nothing, and what it would pass on it denies")
+        }
+        [K(d @ ("ingress" | "egress")), K("rules"), I(i), rest @ ..] => {
+            rule(&mut spec[d]["rules"][i], side(d), rest)
+        }
+        [K(d @ ("ingress" | "egress")), ..] => {
+            spec[d] = denied_section(side(d));
+            To("everything is denied in this direction")
+        }
+        [K(field), ..] => {
+            remove(spec, field);
+            for direction in ["ingress", "egress"] {
+                if spec.get(direction).is_some_and(|section| !section.is_null()) {
+                    spec[direction] = denied_section(side(direction));
+                }
+            }
+            To("everything is denied in the directions that it names")
+        }
+        _ => {
+            *spec = closed_cluster();
+            To("every pod of the cluster is closed")
+        }
+    }
+}
+
+fn unclear_cluster_subject(spec: &mut Value) -> Narrowed {
+    spec["subject"] = json!({});
+    To(
+        "the policy is about every pod of the cluster and accepts nothing, and what it would pass on it denies",
+    )
+}
+
+/// A specification of a ClusterIdentityPolicy of which nothing is understood, also not when it has its say.
+fn closed_cluster() -> Value {
+    json!({"subject": {"namespaces": {}}, "ingress": denied_section("from"), "egress": denied_section("to")})
+}
+
+fn denied_section(side: &str) -> Value {
+    json!({"rules": [{"action": "Deny", side: [{}]}]})
+}
+
 fn remove(value: &mut Value, field: &str) {
     if let Some(fields) = value.as_object_mut() {
         fields.remove(field);
@@ -231,11 +299,11 @@ fn rule(rule: &mut Value, side: &'static str, path: &[Seg<'_>]) -> Narrowed {
     match path {
         [K(peers), I(j), ..] if *peers == side => {
             rule[peers][j] = json!({});
-            To("an Accept matches nobody by this peer, a Deny everybody")
+            To("an Accept matches nobody by this peer, anything else denies everybody")
         }
         [K("protocols"), I(j), ..] => {
             rule["protocols"][j] = json!({});
-            To("an Accept matches nothing by this protocol, a Deny every protocol and port")
+            To("an Accept matches nothing by this protocol, anything else denies every protocol and port")
         }
         [K("name"), ..] => {
             remove(rule, "name");

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::document::{self, Document, Node, SyntaxError};
 use crate::api;
-use crate::model::{self, ConvertError, Object, ObjectKey, ObjectKind};
+use crate::model::{self, ConvertError, Object, ObjectKey};
 use crate::sources::typed::Strictness::{Lenient, Strict};
 use crate::sources::typed::{Mistake, Step, Strictness, convert_mistake, show_path, typed};
 
@@ -71,7 +71,7 @@ pub(super) fn decode(text: &str, is_json: bool) -> Result<Decoded, Vec<DocumentE
 }
 
 /// The kinds that are read, whose typed lists (`PodList`) are read as well.
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 11] = [
     "Pod",
     "Namespace",
     "ServiceAccount",
@@ -81,8 +81,12 @@ const KINDS: [&str; 10] = [
     "ServiceCIDR",
     "NetworkPolicy",
     "IdentityPolicy",
+    "ClusterIdentityPolicy",
     "ConfigMap",
 ];
+
+/// Those of them that are our own.
+const OWN_KINDS: [&str; 2] = ["IdentityPolicy", "ClusterIdentityPolicy"];
 
 #[derive(Default)]
 struct Decoder {
@@ -158,6 +162,9 @@ impl Decoder {
             ("portcullis.dev/v1alpha1", "IdentityPolicy") => {
                 self.add::<api::IdentityPolicy, model::IdentityPolicy>(item, Strict)
             }
+            ("portcullis.dev/v1alpha1", "ClusterIdentityPolicy") => {
+                self.add::<api::ClusterIdentityPolicy, model::ClusterIdentityPolicy>(item, Strict)
+            }
             (_, "NetworkPolicy") if matches!(group, "networking.k8s.io" | "extensions") => {
                 Err(one(Mistake::at(
                     "apiVersion",
@@ -165,15 +172,16 @@ impl Decoder {
                 )))
             }
             _ if group == api::GROUP => Err(one(Mistake::at(
-                if kind == "IdentityPolicy" { "apiVersion" } else { "kind" },
+                if OWN_KINDS.contains(&kind) { "apiVersion" } else { "kind" },
                 format!(
-                    "`{api_version}` {kind} is not known to this version; write `{}/v1alpha1` IdentityPolicy, or \
-                     update Portcullis",
-                    api::GROUP
+                    "`{api_version}` {kind} is not known to this version; write `{}/v1alpha1` {}, or update \
+                     Portcullis",
+                    api::GROUP,
+                    if OWN_KINDS.contains(&kind) { kind } else { "IdentityPolicy or ClusterIdentityPolicy" }
                 ),
             ))),
             // A policy in a group that does not exist is a slip, and would silently not be there.
-            ("v1" | "", "NetworkPolicy" | "IdentityPolicy") => {
+            ("v1" | "", "NetworkPolicy" | "IdentityPolicy" | "ClusterIdentityPolicy") => {
                 let right =
                     if kind == "NetworkPolicy" { "networking.k8s.io/v1" } else { "portcullis.dev/v1alpha1" };
                 Err(one(Mistake::at(
@@ -226,8 +234,7 @@ impl Decoder {
         let object: Object = Trimmed::try_from(object).map_err(|error| vec![convert_mistake(&error)])?.into();
         let key = object.key();
         if !self.keys.insert(key.clone()) {
-            let message =
-                format!("{} is already defined in this file; remove one of the two", show_key(&key));
+            let message = format!("{key} is already defined in this file; remove one of the two");
             return Err(vec![Mistake::at("metadata.name", message)]);
         }
         if let Object::Pod(pod) = &object
@@ -274,24 +281,6 @@ fn name_item(item: Item<'_>) -> Option<String> {
     let kind = item.node.get("kind").and_then(Node::as_str).or(item.inherited.map(|(_, kind)| kind))?;
     let name = metadata_name(item.node);
     Some(if name.is_empty() { kind.to_owned() } else { format!("{kind} {name}") })
-}
-
-/// `NetworkPolicy shop/db`.
-pub(super) fn show_key(key: &ObjectKey) -> String {
-    let kind = match key.kind {
-        ObjectKind::Pod => "Pod",
-        ObjectKind::Namespace => "Namespace",
-        ObjectKind::ServiceAccount => "ServiceAccount",
-        ObjectKind::Node => "Node",
-        ObjectKind::Service => "Service",
-        ObjectKind::EndpointSlice => "EndpointSlice",
-        ObjectKind::ServiceCidr => "ServiceCIDR",
-        ObjectKind::NetworkPolicy => "NetworkPolicy",
-        ObjectKind::IdentityPolicy => "IdentityPolicy",
-        ObjectKind::ClusterConfig => "ConfigMap",
-    };
-    let slash = if key.namespace.is_empty() { "" } else { "/" };
-    format!("{kind} {}{slash}{}", key.namespace, key.name)
 }
 
 #[cfg(test)]

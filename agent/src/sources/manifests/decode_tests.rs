@@ -3,7 +3,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::*;
 
 fn keys(text: &str) -> Vec<String> {
-    decode(text, false).unwrap().objects.iter().map(|object| show_key(&object.key())).collect()
+    decode(text, false).unwrap().objects.iter().map(|object| object.key().to_string()).collect()
 }
 
 /// The only mistake in a text.
@@ -58,6 +58,11 @@ metadata: {name: p, namespace: shop}
 spec: {subject: {}}
 status: {conditions: [{type: Accepted}]}
 ---
+apiVersion: portcullis.dev/v1alpha1
+kind: ClusterIdentityPolicy
+metadata: {name: p}
+spec: {tier: Admin, priority: 0, subject: {namespaces: {}}}
+---
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: portcullis, namespace: portcullis-system}
@@ -73,6 +78,7 @@ data: {mode: Audit}
         "ServiceCIDR kubernetes",
         "NetworkPolicy shop/p",
         "IdentityPolicy shop/p",
+        "ClusterIdentityPolicy p",
         "ConfigMap portcullis-system/portcullis",
     ];
     assert_eq!(keys(text), expected);
@@ -251,10 +257,12 @@ fn other_kinds_are_ignored_but_not_those_of_our_group() {
     );
     for (version, kind, field) in [
         ("portcullis.dev/v1alpha1", "IdentityPolicyy", "kind"),
-        ("portcullis.dev/v1alpha1", "ClusterIdentityPolicy", "kind"),
+        ("portcullis.dev/v1alpha1", "NetworkPolicy", "kind"),
         ("portcullis.dev/v2", "IdentityPolicy", "apiVersion"),
+        ("portcullis.dev/v2", "ClusterIdentityPolicy", "apiVersion"),
         ("networking.k8s.io/v1beta1", "NetworkPolicy", "apiVersion"),
         ("v1", "NetworkPolicy", "apiVersion"),
+        ("v1", "ClusterIdentityPolicy", "apiVersion"),
     ] {
         let text = mistake(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n"));
         assert!(text.contains(&format!("({kind} x), line ")), "{text}");
@@ -275,4 +283,32 @@ fn an_object_or_a_uid_that_is_there_twice_is_a_mistake() {
     );
     let text = mistake(&(pod("a", "1") + &pod("b", "1")));
     assert!(text.contains("document 2 (Pod b), line 7, field `metadata.uid`: another pod"), "{text}");
+}
+
+#[test]
+fn a_policy_of_the_cluster_is_read_strictly() {
+    let text = "\
+apiVersion: portcullis.dev/v1alpha1
+kind: ClusterIdentityPolicy
+metadata: {name: guardrails}
+spec:
+  tier: Admin
+  priority: 10
+  subject: {namespaces: {}}
+  ingress:
+    rules: [{action: Deny, from: [{entities: [world]}]}]
+";
+    assert_eq!(keys(text), ["ClusterIdentityPolicy guardrails"]);
+    for (from, to, field) in [
+        ("tier: Admin", "tier: Cluster", "spec.tier"),
+        ("priority: 10", "priority: high", "spec.priority"),
+        ("action: Deny", "action: Allow", "spec.ingress.rules[0].action"),
+        ("    rules:", "    isolate: true\n    rules:", "spec.ingress.isolate"),
+        ("  subject: {namespaces: {}}\n", "", "spec"),
+    ] {
+        assert!(text.contains(from));
+        let mistake = mistake(&text.replacen(from, to, 1));
+        assert!(mistake.contains("(ClusterIdentityPolicy guardrails), line "), "{mistake}");
+        assert!(mistake.contains(&format!("field `{field}`: ")), "{mistake}");
+    }
 }

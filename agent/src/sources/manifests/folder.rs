@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use super::decode::{self, Decoded, show_key};
+use super::decode::{self, Decoded};
 use super::endpoints;
 use super::status::FileStatus;
 use super::survey::{Seen, Survey, Version};
@@ -120,12 +120,11 @@ impl Folder {
                 let taken = taken.or_else(|| {
                     let Object::Pod(pod) = object.as_ref() else { return None };
                     let (owner, other) = uids.get(pod.uid.as_str())?;
-                    Some((*owner, format!(" as {} with the same uid", show_key(other))))
+                    Some((*owner, format!(" as {other} with the same uid")))
                 });
                 if let Some((owner, how)) = taken {
                     let message = format!(
-                        "{} is also defined in {}{how}; that definition is used, remove one of the two",
-                        show_key(key),
+                        "{key} is also defined in {}{how}; that definition is used, remove one of the two",
                         owner.display()
                     );
                     resolved.conflicts.entry((*path).to_owned()).or_default().push(message);

@@ -51,9 +51,9 @@ impl Scanned {
         let events = difference(&self.in_force, &resolved.objects);
         self.in_force = resolved.objects;
         let show = |event| match event {
-            SourceEvent::Apply(object) => format!("+{}", show_key(&object.key())),
-            SourceEvent::Delete { key, uid: None } => format!("-{}", show_key(&key)),
-            SourceEvent::Delete { key, uid: Some(uid) } => format!("-{} {uid}", show_key(&key)),
+            SourceEvent::Apply(object) => format!("+{}", object.key()),
+            SourceEvent::Delete { key, uid: None } => format!("-{key}"),
+            SourceEvent::Delete { key, uid: Some(uid) } => format!("-{key} {uid}"),
             other => panic!("{other:?}"),
         };
         events.into_iter().map(show).collect()
