@@ -32,6 +32,12 @@ pub mod owner;
 pub mod packets;
 pub mod poll;
 pub mod privileged;
+#[cfg(feature = "agent")]
+#[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod random;
+#[cfg(feature = "agent")]
+#[allow(clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod reference;
 pub mod residue;
 pub mod temp;
 pub mod traffic;

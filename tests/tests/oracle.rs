@@ -4,9 +4,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
-mod random;
-mod reference;
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -16,12 +13,12 @@ use portcullis::model::{Labels, Namespace, NetworkPolicy, Object, Pod, ServiceAc
 use portcullis::policy::{Desired, HostMaps, compile};
 use portcullis_common::policy::PortKey;
 use portcullis_common::{Direction, Verdict};
-use random::services::PORT;
-use random::{OTHERS, Rng};
-use reference::{End, Owner, Question, services};
+use portcullis_tests::random::services::PORT;
+use portcullis_tests::random::{OTHERS, Rng};
+use portcullis_tests::reference::{self, End, Owner, Question, services};
 use serde::Deserialize;
 
-const TRUTH: &str = include_str!("data/networkpolicy-truth.json");
+const TRUTH: &str = include_str!("../data/networkpolicy-truth.json");
 const PROTOCOLS: [(&str, u8); 3] = [("TCP", 6), ("UDP", 17), ("SCTP", 132)];
 
 #[derive(Deserialize)]
