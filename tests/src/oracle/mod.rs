@@ -3,6 +3,7 @@
 
 mod compare;
 mod file;
+pub mod live;
 #[cfg(test)]
 mod tests;
 
