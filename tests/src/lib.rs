@@ -23,15 +23,27 @@ pub mod host;
 pub mod installed;
 #[cfg(feature = "agent")]
 pub mod lifecycle;
+#[cfg(feature = "agent")]
+pub mod loaded;
 pub mod manifests;
 pub mod netns;
 pub mod node;
+#[cfg(feature = "agent")]
+pub mod oracle;
 pub mod owner;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod packets;
+#[cfg(feature = "agent")]
+pub mod picture;
 pub mod poll;
 pub mod privileged;
+#[cfg(feature = "agent")]
+#[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod random;
+#[cfg(feature = "agent")]
+#[allow(clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod reference;
 pub mod residue;
 pub mod temp;
 pub mod traffic;

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Task::Manifests => manifests::run(),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Cluster(arguments) => cluster::run(&arguments),
-        Task::Test(arguments) => Ok(test::run(&arguments)),
+        Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Ci(arguments) => Ok(ci::run(&arguments)),
     };

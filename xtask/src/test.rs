@@ -3,11 +3,12 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::teardown::sweep;
 use portcullis_tests::privileged::{TEARDOWN, describe, leftovers, require_privileges};
 use portcullis_tests::residue::Snapshot;
@@ -20,11 +21,37 @@ use crate::tally::Tally;
 pub struct Arguments {
     /// Run only the tests whose name contains this, or all of the test file of this name
     name: Option<String>,
+    /// With the name `oracle`: compare the verdicts of this file of truth tables instead of the bundled one's
+    #[arg(long, value_name = "FILE")]
+    truth: Option<PathBuf>,
 }
 
 /// Runs the tests and prints the sum.
-pub fn run(arguments: &Arguments) -> ExitCode {
-    all(arguments.name.as_deref()).finish()
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(file) = &arguments.truth {
+        ensure!(
+            arguments.name.as_deref() == Some(ORACLE),
+            "--truth belongs to one test: run `cargo xtask test {ORACLE} --truth {}`",
+            file.display()
+        );
+        return compare_truth(file);
+    }
+    Ok(all(arguments.name.as_deref()).finish())
+}
+
+/// The tests, and the program, that compare verdicts with truth that nobody here wrote.
+const ORACLE: &str = "oracle";
+
+/// Becomes the program that compares a file of truth tables with what Portcullis says.
+fn compare_truth(file: &Path) -> Result<ExitCode> {
+    // Before anything is built: the path is relative to where the person is.
+    let file = file.canonicalize().with_context(|| format!("the file of truth tables {}", file.display()))?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Test)?;
+    require_privileges()?;
+    let built = cargo::executables(["build", "--package", "portcullis-tests", "--bin", ORACLE])?;
+    let program = cargo::program(&built, ORACLE)?;
+    let error = Command::new(&program).arg(file).exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
 }
 
 /// Runs the tests and returns the sum; what keeps them from running is a failure too.

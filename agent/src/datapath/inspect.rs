@@ -60,31 +60,48 @@ fn read(map: &'static str) -> impl Fn(aya::maps::MapError) -> DatapathError {
     move |error| DatapathError::map("read", map, error)
 }
 
+/// The counters in a slot, summed over the CPUs.
+///
+/// # Errors
+/// If the map cannot be read.
+pub fn slot_counters(maps: &KernelMaps, slot: u32) -> Result<Counters, DatapathError> {
+    let values = maps.counters.get(&slot, 0).map_err(read(names::COUNTERS))?;
+    let mut total = Counters::default();
+    for value in values.iter() {
+        for i in 0..3 {
+            total.packets[i] += value.packets[i];
+            total.bytes[i] += value.bytes[i];
+            total.decisions[i] += value.decisions[i];
+        }
+    }
+    Ok(total)
+}
+
+/// The counter slot of a pair; `None` if it was never seen.
+///
+/// # Errors
+/// If the map cannot be read.
+pub fn slot_of(maps: &KernelMaps, pair: &PairKey) -> Result<Option<u32>, DatapathError> {
+    match maps.slots.get(pair, 0) {
+        Ok(slot) => Ok(Some(slot)),
+        Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(read(names::SLOTS)(error)),
+    }
+}
+
 /// The counters of every pair that has been seen, slot 0 last if it counted anything.
 ///
 /// # Errors
 /// If a map cannot be read.
 pub fn pair_counters(maps: &KernelMaps) -> Result<Vec<PairCounters>, DatapathError> {
-    let sum = |slot: u32| -> Result<Counters, DatapathError> {
-        let values = maps.counters.get(&slot, 0).map_err(read(names::COUNTERS))?;
-        let mut total = Counters::default();
-        for value in values.iter() {
-            for i in 0..3 {
-                total.packets[i] += value.packets[i];
-                total.bytes[i] += value.bytes[i];
-                total.decisions[i] += value.decisions[i];
-            }
-        }
-        Ok(total)
-    };
     let mut slots: Vec<(PairKey, u32)> =
         maps.slots.iter().collect::<Result<_, _>>().map_err(read(names::SLOTS))?;
     slots.sort_unstable();
     let mut found = Vec::with_capacity(slots.len() + 1);
     for (pair, slot) in slots {
-        found.push(PairCounters { pair: Some(pair), counters: sum(slot)? });
+        found.push(PairCounters { pair: Some(pair), counters: slot_counters(maps, slot)? });
     }
-    let other = sum(0)?;
+    let other = slot_counters(maps, 0)?;
     if other != Counters::default() {
         found.push(PairCounters { pair: None, counters: other });
     }

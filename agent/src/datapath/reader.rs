@@ -9,7 +9,7 @@ use aya::maps::MapInfo;
 use aya::maps::lpm_trie::Key;
 use aya::programs::links::{FdLink, PinnedLink};
 use ipnet::IpNet;
-use portcullis_common::abi::{Addr6, Digest, Endpoint, Mode, NumberKey, PairKey, config, names};
+use portcullis_common::abi::{Addr6, Counters, Digest, Endpoint, Mode, NumberKey, PairKey, config, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6, state};
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{Decision, PortKey, PortStep, Row, RowKey};
@@ -109,6 +109,25 @@ impl Reader {
     /// Counters of every pair of principals.
     pub fn counters(&self) -> Result<Vec<PairCounters>, DatapathError> {
         inspect::pair_counters(&self.maps)
+    }
+
+    /// The counter slot of a pair; `None` if it was never seen.
+    pub fn slot_of(&self, pair: &PairKey) -> Result<Option<u32>, DatapathError> {
+        inspect::slot_of(&self.maps, pair)
+    }
+
+    /// The counters in a slot.
+    pub fn slot_counters(&self, slot: u32) -> Result<Counters, DatapathError> {
+        inspect::slot_counters(&self.maps, slot)
+    }
+
+    /// Which number means what: the digests of the definitions.
+    pub fn numbers(&self) -> Result<BTreeMap<NumberKey, Digest>, DatapathError> {
+        let mut found = BTreeMap::new();
+        self.each(names::NUMBERS, &mut |key: NumberKey, digest: Digest| {
+            found.insert(key, digest);
+        })?;
+        Ok(found)
     }
 
     /// Dropped packets by reason and direction, without zeros.

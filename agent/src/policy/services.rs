@@ -94,7 +94,8 @@ pub fn compile(world: &World, population: &Population<'_>, numbers: &mut Numbers
             let entry = set_entry(&entries, key.protocol, &name, &mut sets, numbers, desired);
             value(&key, SERVICE_COMPILED, [entry])
         } else {
-            value(&key, u32::try_from(entries.len()).unwrap_or_default(), entries)
+            let count = u32::try_from(entries.len()).unwrap_or_default();
+            value(&key, count, ordered(&entries, &desired.names.peers))
         };
         desired.services.insert(key, value);
         desired.names.services.insert(key, name);
@@ -107,6 +108,14 @@ fn value(key: &ServiceKey, count: u32, entries: impl IntoIterator<Item = Service
         *to = entry;
     }
     value
+}
+
+/// The entries in an order that does not depend on numbers: where several decide alike, the first one is told and counted.
+fn ordered(entries: &BTreeSet<ServiceEntry>, peers: &BTreeMap<u32, String>) -> Vec<ServiceEntry> {
+    let place = |entry: &ServiceEntry| (peers.get(&entry.peer), entry.port, entry.flags);
+    let mut ordered: Vec<ServiceEntry> = entries.iter().copied().collect();
+    ordered.sort_by(|a, b| place(a).cmp(&place(b)));
+    ordered
 }
 
 /// The one entry that stands for more endpoints than a frontend can list: a peer class of their own, the same for the
@@ -133,7 +142,7 @@ fn set_entry(
     let peer = *sets.entry(definition).or_insert_with_key(|definition| {
         let number = numbers.number(NumberSpace::Peer, definition);
         desired.names.peers.insert(number, format!("{count} kinds of endpoints of service {frontend}"));
-        let entries = entries.iter().copied().collect();
+        let entries = ordered(entries, &desired.names.peers);
         desired.sets.insert(number, Arc::new(EndpointSet { protocol, entries }));
         number
     });

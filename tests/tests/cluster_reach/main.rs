@@ -12,6 +12,7 @@ mod objects;
 mod outside;
 mod people;
 mod shop;
+mod truth;
 
 use std::time::Instant;
 
@@ -56,6 +57,7 @@ fn routed_pods_and_iptables() -> Result<()> {
         drop(held);
         clock.note("the audited connection is cut");
         enforced(&cluster, &clock, &world)?;
+        truth::replay(&cluster, &clock)?;
         cluster.down()?;
         clock.note("the cluster is down");
         Ok(())

@@ -400,6 +400,26 @@ fn more_endpoints_than_fit_are_one_class_with_the_same_verdict() {
 }
 
 #[test]
+fn whom_a_denied_flow_counts_for_does_not_depend_on_numbers() {
+    let one = pod("shop", "one").sa("one").ip("10.0.2.10").on("alone");
+    let other = pod("shop", "other").sa("other").ip("10.0.2.11").on("alone");
+    let base = || {
+        shop()
+            .service(service("web", &["10.96.0.1"]))
+            .slice(slice("web", "web-1", 8080, &["10.0.2.10", "10.0.2.11"]))
+            .np("shop/p", "{podSelector: {}, policyTypes: [Egress]}")
+    };
+    let both = || base().pod(one.clone()).pod(other.clone());
+    for first in [one.clone(), other.clone()] {
+        let mut numbers = Numbers::default();
+        compile(&base().pod(first).0, &mut numbers);
+        let desired = compile(&both().0, &mut numbers);
+        let compiled = Compiled { maps: HostMaps::new(&desired), desired };
+        assert_eq!(compiled.sends("client", "10.96.0.1", "tcp/80"), (Deny, "shop/one".into()));
+    }
+}
+
+#[test]
 fn what_is_audited_is_audited_by_way_of_a_service() {
     let audit = |name: &str| {
         web(&["10.0.0.2", "10.0.2.2"]).np_mode(

@@ -1,8 +1,14 @@
 //! Random worlds from a seed, in which rare fields and mistakes are frequent.
 
+pub mod changes;
 mod cluster;
 mod identity;
+pub mod manifests;
+pub mod objects;
+pub mod packets;
+pub mod questions;
 pub mod services;
+pub mod shrink;
 
 use std::net::IpAddr;
 
@@ -58,15 +64,15 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next() % n as u64).unwrap()
     }
 
-    fn chance(&mut self, percent: usize) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }
 

@@ -55,3 +55,43 @@ pub fn verdict<'a>(
         Verdict::Audit
     }
 }
+
+/// A flow of a pod to a frontend of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow<'a> {
+    /// Who opens it.
+    pub subject: &'a Pod,
+    /// The address that it is opened to.
+    pub frontend: IpAddr,
+    /// The protocol of the service.
+    pub protocol: u8,
+    /// The port of the frontend.
+    pub port: u16,
+    /// What must come of it.
+    pub wanted: Verdict,
+}
+
+/// Every flow of a pod to a frontend of a service whose only port is `port`, with the verdict. `node` is an address of the
+/// node.
+pub fn flows<'a>(
+    world: &'a World,
+    port: u16,
+    node: IpAddr,
+    owner: impl Fn(IpAddr) -> Owner<'a> + Copy,
+) -> Vec<Flow<'a>> {
+    let mut flows = Vec::new();
+    for subject in world.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+        for service in world.services.values() {
+            let Some(first) = service.ports.first() else { continue };
+            let cluster = service.cluster_addresses.iter().map(|address| (*address, port, true));
+            let external = service.external_addresses.iter().map(|address| (*address, port, false));
+            let node_port = first.node_port.map(|port| (node, port, false));
+            for (frontend, port, keeps_source) in cluster.chain(external).chain(node_port) {
+                let asked = (service, first);
+                let wanted = verdict(world, subject, asked, frontend.is_ipv4(), keeps_source, owner);
+                flows.push(Flow { subject, frontend, protocol: first.protocol, port, wanted });
+            }
+        }
+    }
+    flows
+}
