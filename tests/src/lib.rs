@@ -35,6 +35,9 @@ pub mod privileged;
 pub mod residue;
 pub mod temp;
 pub mod traffic;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod worlds;
 
 pub use agent::{Agent, AgentBuilder};
 pub use apiserver::ApiServer;

@@ -6,14 +6,14 @@
 mod blocks;
 mod classes;
 mod cluster_config;
-mod compile;
+mod compiler;
 mod desired;
 mod host_maps;
 mod identity_policy;
 pub mod ir;
 mod linked;
 mod network_policy;
-mod population;
+mod rows;
 mod selector;
 mod services;
 mod subjects;
@@ -22,7 +22,7 @@ mod summary;
 mod tests;
 mod tiers;
 
-pub use compile::compile;
+pub use compiler::{Compiler, Delta, compile};
 pub use desired::*;
 pub use host_maps::HostMaps;
 pub use ir::protocol_name;

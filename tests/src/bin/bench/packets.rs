@@ -3,7 +3,6 @@
 //!
 //! Every round runs each case once, in turn, so that a change of the machine's speed hits all of them alike; the figure
 //! of a case is the median of its rounds. Net is what is left without the empty program; ratios are of net figures.
-#![allow(clippy::expect_used, reason = "a measuring tool: what fails ends it with a message")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,14 +26,13 @@ const NEW: u32 = 100;
 /// How many identities the maps hold in the cases of new flows.
 const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
-fn main() {
-    let json = std::env::args()
-        .any(|argument| argument == "json" || argument == "--output=json" || argument == "-ojson");
+/// Measures and shows; the figures of `json` go into the report.
+pub fn run(json: bool, report: &mut serde_json::Map<String, serde_json::Value>) {
     // The loopback interface of a network namespace of its own is the endpoint.
     // SAFETY: changes the network namespace of this thread only.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         eprintln!(
-            "the benchmark needs root (CAP_SYS_ADMIN and CAP_BPF): {}",
+            "measuring packets needs root (CAP_SYS_ADMIN and CAP_BPF): {}; `bench compile` does not",
             std::io::Error::last_os_error()
         );
         std::process::exit(1);
@@ -50,7 +48,7 @@ fn main() {
                 (name.clone(), serde_json::json!({"ns": ns, "net_ns": net, "to_limit": round(net / limit)}))
             })
             .collect();
-        println!("{}", serde_json::json!({ "cases": cases }));
+        report.insert("cases".to_owned(), cases.into());
         return;
     }
     println!("{:<28} {:>8} {:>8} {:>9}", "CASE", "NS", "NET NS", "TO LIMIT");
