@@ -27,5 +27,5 @@ pub use desired::*;
 pub use host_maps::HostMaps;
 pub use ir::protocol_name;
 pub use selector::{Accounts, BadSelector, Namespaces, PodSelector, Selector};
-pub use services::{frontend_text, row_of_set, service_address, service_key};
+pub use services::{frontend_text, is_local, row_of_set, service_address, service_key};
 pub use summary::{PolicySummary, summarize};
