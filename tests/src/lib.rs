@@ -24,6 +24,9 @@ pub mod installed;
 #[cfg(feature = "agent")]
 pub mod lifecycle;
 pub mod manifests;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod meanwhile;
 pub mod netns;
 pub mod node;
 pub mod owner;

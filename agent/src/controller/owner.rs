@@ -11,7 +11,7 @@ use portcullis_common::Direction;
 use super::bindings::{Bindings, Candidate};
 use super::coverage::Coverage;
 use crate::cni::CniEntry;
-use crate::datapath::{Applied, Datapath, DatapathError, HookState, describe_program};
+use crate::datapath::{Applied, Datapath, DatapathError, EndpointSpec, HookState, describe_program};
 use crate::endpoints::{Classification, Snapshot, classify};
 use crate::identity::{Numbers, cached_addresses};
 use crate::model::{Changes, Object, ObjectKind, World};
@@ -27,6 +27,10 @@ pub struct Owner {
     compiler: Compiler,
     /// What is desired otherwise since the maps were written.
     delta: Delta,
+    /// What the datapath was told of the endpoints last.
+    specs: Vec<EndpointSpec>,
+    /// Something was seen that must not wait to be written down.
+    urgent: bool,
     /// libcni's cache, the interfaces, or a pod that either could be about, have changed.
     look_up_cache: bool,
     /// Which pod is behind which interface.
@@ -85,6 +89,8 @@ impl Owner {
             changes: Changes::everything(),
             compiler: Compiler::default(),
             delta: Delta::everything(),
+            specs: Vec::new(),
+            urgent: true,
             look_up_cache: true,
             bindings,
             problems: Vec::new(),
@@ -152,7 +158,10 @@ impl Owner {
                     // What is there is known: a ConfigMap that comes later has no past.
                     self.world.mode_before = None;
                 }
-                SourceEvent::Problems(problems) => self.problems = problems,
+                SourceEvent::Problems(problems) => {
+                    self.urgent |= self.problems != problems;
+                    self.problems = problems;
+                }
             }
         }
     }
@@ -168,6 +177,11 @@ impl Owner {
     pub fn take_cache(&mut self, entries: Arc<Vec<CniEntry>>) {
         self.cni = entries;
         self.look_up_cache = true;
+    }
+
+    /// Whether something was seen since the last call that must not wait to be written down.
+    pub const fn take_urgent(&mut self) -> bool {
+        std::mem::replace(&mut self.urgent, false)
     }
 
     /// Whether enough is known to write the maps.
@@ -204,7 +218,10 @@ impl Owner {
             self.datapath.apply(desired, &specs, mode, self.numbers.entries())?
         };
         self.delta = Delta::default();
-        self.errors = applied.errors.iter().map(ToString::to_string).collect();
+        let errors: Vec<String> = applied.errors.iter().map(ToString::to_string).collect();
+        // A restarted agent takes bindings over from the names file.
+        self.urgent |= self.specs != specs || self.errors != errors || self.last_success.is_none();
+        (self.specs, self.errors) = (specs, errors);
         self.clean = self.errors.is_empty();
         if self.clean {
             self.last_success = Some(SystemTime::now());

@@ -1,5 +1,7 @@
 //! What each policy does, in a few words, for people: status and dumps.
 
+use std::collections::HashMap;
+
 use portcullis_common::Direction;
 use portcullis_common::abi::Mode;
 
@@ -34,10 +36,24 @@ pub fn summarize(world: &World) -> Vec<PolicySummary> {
         policies.extend(world.network_policies.values().map(|p| network_policy::translate(p, &mut ignored)));
     }
     policies.extend(world.identity_policies.values().map(|p| identity_policy::translate(p, &mut ignored)));
-    policies.into_iter().map(|policy| summary(world, &policy)).collect()
+    let pods = alike(world);
+    policies.into_iter().map(|policy| summary(world, &pods, &policy)).collect()
 }
 
-fn summary(world: &World, policy: &Policy) -> PolicySummary {
+/// The pods of a namespace that selectors cannot tell apart, and how many there are.
+type Alike<'w> = HashMap<(&'w str, &'w Labels), usize>;
+
+/// The pods that policies can be about, by namespace.
+fn alike(world: &World) -> HashMap<&str, Alike<'_>> {
+    let mut found: HashMap<&str, Alike<'_>> = HashMap::new();
+    for pod in world.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+        let alike = found.entry(&pod.namespace).or_default();
+        *alike.entry((&pod.service_account, &pod.labels)).or_default() += 1;
+    }
+    found
+}
+
+fn summary(world: &World, pods: &HashMap<&str, Alike<'_>>, policy: &Policy) -> PolicySummary {
     let label = world.namespaces.get(&policy.name.namespace).and_then(|n| n.labels.get(MODE_KEY));
     let namespace_mode = match label.map(|text| text.to_ascii_lowercase()).as_deref() {
         Some("off") => Mode::Off,
@@ -45,14 +61,12 @@ fn summary(world: &World, policy: &Policy) -> PolicySummary {
         _ => Mode::Enforce,
     };
     let nothing = Labels::new();
-    let selected = |pod: &&crate::model::Pod| {
-        let account = world.service_accounts.get(&(pod.namespace.clone(), pod.service_account.clone()));
-        let labels = account.map_or(&nothing, |account| &account.labels);
-        pod.namespace == policy.name.namespace
-            && !pod.host_network
-            && !pod.finished
-            && policy.subject.matches_within(&pod.labels, &pod.service_account, labels)
+    let selected = |(account, labels): (&str, &Labels)| {
+        let object = world.service_accounts.get(&(policy.name.namespace.clone(), account.to_owned()));
+        let account_labels = object.map_or(&nothing, |account| &account.labels);
+        policy.subject.matches_within(labels, account, account_labels)
     };
+    let within = pods.get(policy.name.namespace.as_str()).into_iter().flatten();
     PolicySummary {
         kind: match policy.name.kind {
             PolicyKind::NetworkPolicy => "NetworkPolicy",
@@ -60,7 +74,7 @@ fn summary(world: &World, policy: &Policy) -> PolicySummary {
         },
         mode: policy.mode.max(namespace_mode),
         directions: Direction::ALL.iter().copied().filter(|d| policy.section(*d).is_some()).collect(),
-        pods: world.pods.values().filter(selected).count(),
+        pods: within.filter(|(pod, _)| selected(**pod)).map(|(_, count)| count).sum(),
         namespace: policy.name.namespace.clone(),
         name: policy.name.name.clone(),
     }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use aya::maps::{HashMap, Map};
 use aya::programs::SchedClassifier;
-use portcullis::datapath::testrun::{ProbeMetadata, run};
+use portcullis::datapath::testrun::{self, ProbeMetadata};
 use portcullis::datapath::{BENCH_OBJECT, Sizes};
 use portcullis_common::flow::FlowKey4;
 use portcullis_common::{Direction, Identity, Kind, Verdict};
@@ -106,7 +106,7 @@ impl Reference {
     fn time(&mut self, name: &str) -> f64 {
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
-        nanoseconds(run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration)
+        nanoseconds(testrun::run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration)
     }
 }
 
