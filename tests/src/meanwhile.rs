@@ -30,6 +30,8 @@ pub fn probed_meanwhile(change: impl FnOnce()) -> (u64, u64) {
                 count.fetch_add(1, Relaxed);
             }
         });
+        // Also if the change panics: the thread would run for ever.
+        let _ends = Ends(&done);
         let ran = || passed.load(Relaxed) + dropped.load(Relaxed);
         let wait = |count| {
             while ran() < count {
@@ -39,9 +41,17 @@ pub fn probed_meanwhile(change: impl FnOnce()) -> (u64, u64) {
         wait(1000);
         change();
         wait(ran() + 1000);
-        done.store(true, Relaxed);
     });
     (passed.into_inner(), dropped.into_inner())
+}
+
+/// Says that it is over when it is dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 /// `BPF_PROG_TEST_RUN` of a packet that came in by interface 99; whether it passed.

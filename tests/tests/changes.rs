@@ -296,6 +296,7 @@ fn a_number_that_is_used_again_says_nothing_of_what_it_meant_before() {
         let mut live = Live::start(f, guarded());
         let intruder = pod("intruder", "web", "10.0.0.4", "elsewhere");
         live.delete(&Object::Pod(intruder.clone()));
+        live.collect();
         let peer = |live: &Live<'_>, address: &str| live.compiler.desired().identity(address.parse().unwrap()).peer;
         // A pod that may, of a class of its own, which goes; its number is free then.
         let friend = pod("friend", "web", "10.0.0.5", "elsewhere");
