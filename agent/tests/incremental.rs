@@ -27,7 +27,7 @@ fn in_words(desired: &Desired) -> BTreeMap<String, String> {
         let (peer, principal) = (name(&names.peers, e.peer), name(&names.principals, e.principal));
         format!("[{peer}] of {principal} port {} kind {} flags {}", e.port, e.kind, e.flags)
     };
-    let entries = |list: &[ServiceEntry]| list.iter().map(entry).collect::<BTreeSet<_>>();
+    let entries = |list: &[ServiceEntry]| list.iter().map(entry).collect::<Vec<_>>();
     let peer = |number: u32| match desired.sets.get(&number) {
         Some(set) => format!("set {} {:?}", set.protocol, entries(&set.entries)),
         None if number & 0x8000_0000 != 0 => format!("kind {number:x}"),
@@ -46,7 +46,7 @@ fn in_words(desired: &Desired) -> BTreeMap<String, String> {
     }
     for (key, service) in &desired.services {
         let count = if service.count == SERVICE_COMPILED { 1 } else { service.count as usize };
-        let behind: BTreeSet<String> = service.entries[..count].iter().map(|e| {
+        let behind: Vec<String> = service.entries[..count].iter().map(|e| {
             let who = name(&names.principals, e.principal);
             format!("{} of {who} port {} kind {} flags {}", peer(e.peer), e.port, e.kind, e.flags)
         }).collect();

@@ -6,6 +6,7 @@
 mod blocks;
 mod classes;
 mod cluster_config;
+mod compile;
 mod compiler;
 mod desired;
 mod host_maps;
@@ -22,7 +23,8 @@ mod summary;
 mod tests;
 mod tiers;
 
-pub use compiler::{Compiler, Delta, compile};
+pub use compile::compile;
+pub use compiler::{Compiler, Delta};
 pub use desired::*;
 pub use host_maps::HostMaps;
 pub use ir::protocol_name;

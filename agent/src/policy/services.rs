@@ -85,6 +85,14 @@ pub fn value(key: &ServiceKey, count: u32, entries: impl IntoIterator<Item = Ser
     value
 }
 
+/// The entries in an order that does not depend on numbers: where several decide alike, the first one is told and counted.
+pub fn ordered(entries: &BTreeSet<ServiceEntry>, peers: &BTreeMap<u32, String>) -> Vec<ServiceEntry> {
+    let place = |entry: &ServiceEntry| (peers.get(&entry.peer), entry.port, entry.flags);
+    let mut ordered: Vec<ServiceEntry> = entries.iter().copied().collect();
+    ordered.sort_by(|a, b| place(a).cmp(&place(b)));
+    ordered
+}
+
 /// What makes an endpoint set: the same text for the same endpoints. `peers` are the names of the classes.
 pub fn set_definition(
     entries: &BTreeSet<ServiceEntry>,

@@ -11,7 +11,7 @@ use portcullis_common::service::{SERVICE_COMPILED, SERVICE_ENTRIES, ServiceEntry
 
 use super::super::desired::{Desired, EndpointSet, Problem};
 use super::super::services::{
-    Frontend, Serving, addresses, judging, problems, set_definition, set_entry, value,
+    Frontend, Serving, addresses, judging, ordered, problems, set_definition, set_entry, value,
 };
 use super::claims::{Claims, ServiceName};
 use super::delta::Delta;
@@ -157,7 +157,8 @@ impl Frontends {
             value(&key, SERVICE_COMPILED, [set_entry(&entries, peer)])
         } else {
             self.sets.leave(&key);
-            value(&key, u32::try_from(entries.len()).unwrap_or_default(), entries)
+            let count = u32::try_from(entries.len()).unwrap_or_default();
+            value(&key, count, ordered(&entries, &desired.names.peers))
         };
         desired.services.insert(key, found);
         desired.names.services.insert(key, name);
@@ -278,8 +279,8 @@ impl Sets {
         });
         set.users.insert(key, name.to_owned());
         // The same endpoints in words can have other numbers than before.
-        if !set.set.entries.iter().eq(entries) {
-            let entries = entries.iter().copied().collect();
+        let entries = ordered(entries, &desired.names.peers);
+        if set.set.entries != entries {
             set.set = Arc::new(EndpointSet { protocol: key.protocol, entries });
             set.settled = false;
         }

@@ -31,28 +31,17 @@ pub use delta::Delta;
 
 use super::blocks::Regions;
 use super::classes::{PeerClass, PeerClasses, PeerId, Reach, used_ports};
+use super::compile::{namespace_modes, policies_in_force};
 use super::desired::{Desired, Function, PodIdentity, Problem};
-use super::ir::{Policy, Report, parse_mode};
 use super::linked::Linked;
 use super::services::is_local;
 use super::subjects::SubjectClass;
-use super::{cluster_config, identity_policy, network_policy, services};
-use crate::api::MODE_KEY;
+use super::{cluster_config, services};
 use crate::identity::Numbers;
 use crate::model::{Changes, World};
 use frontends::Frontends;
 use groups::{GroupId, Groups, Matching};
 use subjects::{SubjectId, Subjects};
-
-/// Compiles a world from nothing.
-///
-/// Numbers are used from [`Numbers::begin`] on, so that afterwards [`Numbers::unused`] tells which are no longer needed.
-/// The mode of the whole agent is not looked at: the datapath applies it.
-pub fn compile(world: &World, numbers: &mut Numbers) -> Desired {
-    let mut compiler = Compiler::default();
-    compiler.rebuild(world, numbers);
-    compiler.desired
-}
 
 /// What is known about a world, and what follows.
 #[derive(Default)]
@@ -103,6 +92,11 @@ impl Compiler {
     /// What the maps shall hold.
     pub const fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// As [`Self::desired`], for good.
+    pub fn into_desired(self) -> Desired {
+        self.desired
     }
 
     /// Takes what has changed in the world since the last call, and says where the desired state is another one now.
@@ -407,35 +401,4 @@ impl Compiler {
 fn ranges(world: &World) -> Ranges {
     let pods = world.nodes.values().flat_map(|node| &node.pod_cidrs).chain(&world.settings.pod_cidrs);
     (pods.copied().collect(), services::ranges(world))
-}
-
-/// The modes that namespaces ask for.
-fn namespace_modes(world: &World, problems: &mut Vec<Problem>) -> HashMap<String, Mode> {
-    let mode = |namespace: &crate::model::Namespace| {
-        let mut report = Report::new(format_args!("Namespace {}", namespace.name), problems);
-        let text = namespace.labels.get(MODE_KEY).map(String::as_str);
-        (namespace.name.clone(), parse_mode(text, &format!("metadata.labels[{MODE_KEY}]"), &mut report))
-    };
-    world.namespaces.values().map(mode).collect()
-}
-
-/// Every policy, translated, but for those that are switched off: themselves, or by their namespace.
-fn policies_in_force(
-    world: &World,
-    modes: &HashMap<String, Mode>,
-    problems: &mut Vec<Problem>,
-) -> Vec<Policy> {
-    let mut policies = Vec::new();
-    if world.settings.network_policies {
-        policies.extend(
-            world.network_policies.values().map(|policy| network_policy::translate(policy, problems)),
-        );
-    }
-    policies
-        .extend(world.identity_policies.values().map(|policy| identity_policy::translate(policy, problems)));
-    policies.retain(|policy| {
-        let namespace = modes.get(policy.name.namespace.as_str()).copied().unwrap_or(Mode::Enforce);
-        policy.mode.max(namespace) != Mode::Off
-    });
-    policies
 }
