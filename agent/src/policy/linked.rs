@@ -36,7 +36,7 @@ pub type RuleId = usize;
 
 /// A policy in force.
 pub struct LinkedPolicy {
-    /// As it was translated.
+    /// As it was translated, without its sections.
     pub policy: Policy,
     ingress: Option<LinkedSection>,
     egress: Option<LinkedSection>,
@@ -135,7 +135,8 @@ impl Linked {
             .map(|policy| LinkedPolicy {
                 ingress: linker.section(&policy, Direction::Ingress),
                 egress: linker.section(&policy, Direction::Egress),
-                policy,
+                // Linked, the sections are needed no more: of ten thousand policies they are most of the memory.
+                policy: Policy { ingress: None, egress: None, ..policy },
             })
             .collect();
         let Linker { selectors, blocks, peer_port_names, rule_names } = linker;

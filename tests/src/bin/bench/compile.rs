@@ -4,16 +4,20 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use portcullis::datapath::Sizes;
 use portcullis::identity::Numbers;
 use portcullis::model::{Changes, Object, World};
-use portcullis::policy::{Compiler, Desired};
+use portcullis::policy::{Compiler, Delta, Desired};
 use portcullis_common::policy::{Row, RowKey};
 use portcullis_common::service::{Service, ServiceKey};
+use portcullis_tests::fixture::Fixture;
 use portcullis_tests::worlds::{self, Scale};
 use serde_json::{Map, Value, json};
 
-use super::process;
+use super::{kernel, process};
 
+/// The word that makes a process write to the kernel, too.
+const KERNEL: &str = "kernel";
 /// Policies of the sizes that are compared.
 const SIZES: [usize; 3] = [100, 1000, 10_000];
 /// The cluster of the budgets.
@@ -27,20 +31,34 @@ fn small(policies: usize) -> Scale {
 pub fn child(arguments: &[String]) {
     let number = |at: usize| arguments.get(at).and_then(|text| text.parse().ok()).expect("a number");
     let scale = Scale { pods: number(0), accounts: number(1), policies: number(2), services: number(3) };
-    println!("{}", figures(scale));
+    let figures = if arguments.get(4).is_some_and(|word| word == KERNEL) {
+        kernel::own_network();
+        let mut fixture = Fixture::new(Sizes::default());
+        figures(scale, &mut |compiler, delta, numbers| kernel::write(&mut fixture, compiler, delta, numbers))
+    } else {
+        figures(scale, &mut |_, _, _| ())
+    };
+    println!("{figures}");
 }
 
-fn figures(scale: Scale) -> Value {
+/// What else is to be done, and measured, when something was compiled.
+type Then<'a> = &'a mut dyn FnMut(&Compiler, &Delta, &mut Numbers);
+
+fn figures(scale: Scale, then: Then<'_>) -> Value {
     let (before, _) = process::resident();
     let mut world = scale.world();
+    process::trim();
     let (with_world, _) = process::resident();
     let mut numbers = Numbers::default();
     let mut compiler = Compiler::default();
     let started = Instant::now();
-    compiler.update(&world, &Changes::everything(), &mut numbers);
+    let delta = compiler.update(&world, &Changes::everything(), &mut numbers);
+    then(&compiler, &delta, &mut numbers);
     let full = started.elapsed().as_secs_f64();
     numbers.take_changed();
-    let (live, peak) = process::resident();
+    let (_, peak) = process::resident();
+    process::trim();
+    let (live, _) = process::resident();
     let sizes = sizes(compiler.desired());
     let mut changes = Map::new();
     for (name, times, change) in cases() {
@@ -50,7 +68,8 @@ fn figures(scale: Scale) -> Value {
                 let started = Instant::now();
                 let mut noted = Changes::default();
                 noted.apply(&mut world, object);
-                compiler.update(&world, &noted, &mut numbers);
+                let delta = compiler.update(&world, &noted, &mut numbers);
+                then(&compiler, &delta, &mut numbers);
                 started.elapsed().as_secs_f64() * 1e3
             })
             .collect();
@@ -134,16 +153,19 @@ fn sizes(desired: &Desired) -> Value {
     })
 }
 
-fn measured(scale: Scale) -> Value {
+fn measured(scale: Scale, kernel: bool) -> Value {
     let Scale { pods, accounts, policies, services } = scale;
-    process::measure(&[pods, accounts, policies, services].map(|number| number.to_string()))
+    let mut arguments: Vec<String> =
+        [pods, accounts, policies, services].iter().map(ToString::to_string).collect();
+    arguments.extend(kernel.then(|| KERNEL.to_owned()));
+    process::measure(&arguments)
 }
 
 /// The sizes that are compared, and the hard worlds.
 pub fn run(json: bool, report: &mut Map<String, Value>) {
     let mut found: Vec<(String, Value)> = Vec::new();
     for policies in SIZES {
-        found.push((format!("{policies} policies"), measured(small(policies))));
+        found.push((format!("{policies} policies"), measured(small(policies), false)));
     }
     let hard: Vec<(&str, World)> = vec![
         ("one label on 500 namespaces", worlds::one_label_everywhere()),
@@ -173,15 +195,19 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
     }
 }
 
-/// The cluster of the budgets.
+/// The cluster of the budgets, compiled, and with root written to the maps of the kernel too.
 pub fn run_large(json: bool, report: &mut Map<String, Value>) {
-    let found = measured(LARGE);
+    let mut found = vec![("compiled".to_owned(), measured(LARGE, false))];
+    // SAFETY: the call has no arguments and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        found.push(("and written".to_owned(), measured(LARGE, true)));
+    }
     if json {
-        report.insert("large".to_owned(), found);
+        report.insert("large".to_owned(), found.into_iter().collect::<Map<_, _>>().into());
         return;
     }
     println!("\nCOMPILER: 100,000 pods, 5,000 service accounts, 10,000 policies, 5,000 services");
-    table(&[("large".to_owned(), found)]);
+    table(&found);
 }
 
 /// A column for each world; then what the last one is of the one before it.

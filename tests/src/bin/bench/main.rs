@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: what a packet costs, and what the compiler costs.
 //!
-//! `bench compile` needs no privileges; `bench packets` does. Without a word both are measured.
+//! `bench compile` needs no privileges; `bench packets` does. Without a word both are measured. `bench large` is the cluster
+//! of the budgets, compiled and (as root) written to the kernel's maps.
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a measuring tool: what fails ends it with a message")]
 
 mod compile;
+mod kernel;
 mod packets;
 mod process;
 

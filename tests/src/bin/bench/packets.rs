@@ -28,15 +28,7 @@ const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
 /// Measures and shows; the figures of `json` go into the report.
 pub fn run(json: bool, report: &mut serde_json::Map<String, serde_json::Value>) {
-    // The loopback interface of a network namespace of its own is the endpoint.
-    // SAFETY: changes the network namespace of this thread only.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        eprintln!(
-            "measuring packets needs root (CAP_SYS_ADMIN and CAP_BPF): {}; `bench compile` does not",
-            std::io::Error::last_os_error()
-        );
-        std::process::exit(1);
-    }
+    super::kernel::own_network();
     let figures = measure(json);
     let empty = figures["empty"];
     let limit = figures["limit"] - empty;
