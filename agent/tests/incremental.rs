@@ -6,14 +6,15 @@
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use portcullis::identity::Numbers;
-use portcullis::model::{Changes, Object, ObjectKey, World};
+use portcullis::model::{CachedAddresses, Changes, Object, ObjectKey, World};
 use portcullis::policy::{Compiler, Desired, compile};
 use portcullis_common::Identity;
 use portcullis_common::abi::NumberSpace;
 use portcullis_common::service::{SERVICE_COMPILED, ServiceEntry};
-use random::Rng;
+use random::{OTHERS, Rng};
 
 /// What is desired, in words.
 fn in_words(desired: &Desired) -> BTreeMap<String, String> {
@@ -46,10 +47,13 @@ fn in_words(desired: &Desired) -> BTreeMap<String, String> {
     }
     for (key, service) in &desired.services {
         let count = if service.count == SERVICE_COMPILED { 1 } else { service.count as usize };
-        let behind: Vec<String> = service.entries[..count].iter().map(|e| {
-            let who = name(&names.principals, e.principal);
-            format!("{} of {who} port {} kind {} flags {}", peer(e.peer), e.port, e.kind, e.flags)
-        }).collect();
+        let behind: Vec<String> = service.entries[..count]
+            .iter()
+            .map(|e| {
+                let who = name(&names.principals, e.principal);
+                format!("{} of {who} port {} kind {} flags {}", peer(e.peer), e.port, e.kind, e.flags)
+            })
+            .collect();
         say(format!("frontend {key:?}"), format!("{} {behind:?} {}", service.count, names.services[key]));
     }
     for (number, set) in &desired.sets {
@@ -60,14 +64,17 @@ fn in_words(desired: &Desired) -> BTreeMap<String, String> {
             let steps: Vec<String> = function
                 .steps()
                 .iter()
-                .map(|(key, d)| format!("{key:?} {:?} {:?} {}", d.verdict, d.reason, name(&names.rules, d.rule)))
+                .map(|(key, d)| {
+                    format!("{key:?} {:?} {:?} {}", d.verdict, d.reason, name(&names.rules, d.rule))
+                })
                 .collect();
             let subject = name(&names.subjects, *number);
             say(format!("row {subject} {direction:?} {}", peer(*to)), format!("{steps:?}"));
         }
     }
     for (uid, pod) in &desired.pods {
-        let (principal, subject) = (name(&names.principals, pod.principal), name(&names.subjects, pod.subject));
+        let (principal, subject) =
+            (name(&names.principals, pod.principal), name(&names.subjects, pod.subject));
         say(format!("pod {uid}"), format!("{} {principal} {subject} {:?}", pod.name, pod.addresses));
     }
     let all = |of: &BTreeMap<u32, String>| format!("{:?}", of.values().collect::<BTreeSet<_>>());
@@ -81,10 +88,11 @@ fn in_words(desired: &Desired) -> BTreeMap<String, String> {
 
 /// How many numbers of each space somebody uses.
 fn used(numbers: &Numbers) -> [usize; 4] {
-    let spaces =
-        [NumberSpace::Principal, NumberSpace::Peer, NumberSpace::Subject, NumberSpace::Rule].map(|s| s as u32);
+    let spaces = [NumberSpace::Principal, NumberSpace::Peer, NumberSpace::Subject, NumberSpace::Rule]
+        .map(|s| s as u32);
     let unused: BTreeSet<_> = numbers.unused().collect();
-    let taken: BTreeSet<_> = numbers.entries().map(|(key, _)| key).filter(|key| !unused.contains(key)).collect();
+    let taken: BTreeSet<_> =
+        numbers.entries().map(|(key, _)| key).filter(|key| !unused.contains(key)).collect();
     spaces.map(|space| taken.iter().filter(|key| key.space == space).count())
 }
 
@@ -103,12 +111,35 @@ fn objects(world: &World) -> Vec<Object> {
     let slices = world.endpoint_slices.values().cloned().map(Object::EndpointSlice);
     let network = world.network_policies.values().cloned().map(Object::NetworkPolicy);
     let identity = world.identity_policies.values().cloned().map(Object::IdentityPolicy);
-    pods.chain(namespaces).chain(accounts).chain(nodes).chain(services).chain(slices).chain(network).chain(identity).collect()
+    pods.chain(namespaces)
+        .chain(accounts)
+        .chain(nodes)
+        .chain(services)
+        .chain(slices)
+        .chain(network)
+        .chain(identity)
+        .collect()
 }
 
 /// One random event: an object of other worlds comes or replaces one, or one goes. Pods and slices move most.
 fn event(rng: &mut Rng, world: &mut World, others: &[Vec<Object>], changes: &mut Changes) -> String {
-    let moves = |object: &Object| matches!(object, Object::Pod(_) | Object::EndpointSlice(_) | Object::Service(_));
+    let moves =
+        |object: &Object| matches!(object, Object::Pod(_) | Object::EndpointSlice(_) | Object::Service(_));
+    if rng.chance(6) {
+        let here = OTHERS.iter().filter(|_| rng.chance(20)).map(|text| text.parse().unwrap()).collect();
+        changes.set_local_addresses(world, &here);
+        return format!("this machine has {here:?}");
+    }
+    if rng.chance(6) {
+        let given = world.pods.keys().filter(|_| rng.chance(20)).cloned().collect::<Vec<_>>();
+        let cached = given.into_iter().map(|uid| {
+            let addresses = [IpAddr::from([10, 0, 0, u8::try_from(rng.below(12)).unwrap()])].into();
+            (uid, CachedAddresses { addresses, started: i64::try_from(rng.below(12)).unwrap() })
+        });
+        let cached = cached.collect();
+        changes.set_cached(world, cached);
+        return "the cache says something else".to_owned();
+    }
     let only_moving = rng.chance(70);
     let fits = |object: &&Object| !only_moving || moves(object);
     if rng.chance(65) {
@@ -124,6 +155,9 @@ fn event(rng: &mut Rng, world: &mut World, others: &[Vec<Object>], changes: &mut
                 pod.sandbox_started += 7;
             }
             pod.judges = rng.chance(5);
+            if rng.chance(10) {
+                pod.addresses.clear();
+            }
         }
         let said = format!("apply {:?}", object.key());
         changes.apply(world, object);
@@ -170,7 +204,10 @@ fn after_any_series_of_changes_the_maps_are_those_compiled_from_nothing() {
         for step in 0..40 {
             let mut changes = Changes::default();
             for _ in 0..=rng.below(3) {
-                said.push(format!("seed {seed} step {step}: {}", event(&mut rng, &mut now, &others, &mut changes)));
+                said.push(format!(
+                    "seed {seed} step {step}: {}",
+                    event(&mut rng, &mut now, &others, &mut changes)
+                ));
             }
             let delta = compiler.update(&now, &changes, &mut numbers);
             let mut fresh = Numbers::default();

@@ -196,8 +196,7 @@ impl Owner {
     pub fn program(&mut self) -> Result<Applied, DatapathError> {
         self.forget_pods_without_interface();
         if std::mem::take(&mut self.look_up_cache) {
-            let behind =
-                self.links.links.values().filter_map(|link| Some((&link.name, link.peer.as_ref()?)));
+            let behind = self.links.links.values().filter_map(|link| Some((&link.name, link.peer.as_ref()?)));
             let seen: Vec<_> =
                 behind.map(|(name, peer)| (name.as_str(), peer.addresses.as_slice())).collect();
             let cached = cached_addresses(&self.cni, &self.world, &seen);

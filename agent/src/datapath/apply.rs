@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aya::maps::MapError;
-use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
 use portcullis_common::Direction;
+use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
 
 use super::kernel::ANY;
-use super::{Applied, Datapath, DatapathError, EndpointSpec, HookState, attach, ports, rows, staging, sys};
 use super::scope::Scope;
+use super::{Applied, Datapath, DatapathError, EndpointSpec, HookState, attach, ports, rows, staging, sys};
 use crate::policy::{Delta, Desired};
 
 impl Datapath {

@@ -29,12 +29,7 @@ pub struct Scope {
 
 impl Scope {
     /// What differs; everything is compared.
-    pub fn between(
-        addresses: &Addresses,
-        frontends: &Frontends,
-        rows: &RowSets,
-        desired: &Desired,
-    ) -> Self {
+    pub fn between(addresses: &Addresses, frontends: &Frontends, rows: &RowSets, desired: &Desired) -> Self {
         let differs = |subject: &u32| {
             let held = rows.rows(*subject);
             let wanted = desired.subjects.get(subject);

@@ -243,6 +243,26 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_pods_elsewhere_are_there_before_the_first_pod_of_a_class_comes() {
+        let pods = (Direction::Egress, wildcard_of(Kind::Pod));
+        let rows = RowSet::from([(pods, always(Verdict::Allow))]);
+        let denied = always(Verdict::Deny);
+        let wanted = RowSet::from([
+            (pods, always(Verdict::Audit)),
+            ((Direction::Egress, 30), denied.clone()),
+            ((Direction::Egress, 31), denied.clone()),
+        ]);
+        let staged = newly_met(&rows, &wanted, &BTreeSet::from([30])).unwrap();
+        assert_eq!(
+            staged,
+            RowSet::from([(pods, always(Verdict::Allow)), ((Direction::Egress, 30), denied)])
+        );
+        assert_eq!(newly_met(&rows, &wanted, &BTreeSet::new()), None);
+        let local = RowSet::from([((Direction::Ingress, 30), always(Verdict::Allow))]);
+        assert_eq!(newly_met(&local, &wanted, &BTreeSet::from([30])), None, "a pod of this node has its rows");
+    }
+
+    #[test]
     fn an_address_that_was_nobody_s_had_what_its_longest_prefix_has() {
         let before = desired(&[], &[("0.0.0.0/0", 1), ("10.0.0.0/8", 40)]);
         let after =

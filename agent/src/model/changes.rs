@@ -76,9 +76,10 @@ impl Changes {
             match uid {
                 Some(uid) => self.note_pod(world, uid),
                 None => {
-                    let named = world.pods.values().filter(|pod| {
-                        pod.namespace == key.namespace && pod.name == key.name
-                    });
+                    let named = world
+                        .pods
+                        .values()
+                        .filter(|pod| pod.namespace == key.namespace && pod.name == key.name);
                     let uids: Vec<String> = named.map(|pod| pod.uid.clone()).collect();
                     uids.iter().for_each(|uid| self.note_pod(world, uid));
                 }

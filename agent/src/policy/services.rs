@@ -9,14 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 use portcullis_common::abi::Addr6;
 use portcullis_common::policy::PortKey;
-use portcullis_common::service::{
-    EXPOSED, Served, Service, ServiceEntry, ServiceKey, Tally, entry_flags,
-};
+use portcullis_common::service::{EXPOSED, Served, Service, ServiceEntry, ServiceKey, Tally, entry_flags};
 use portcullis_common::{Direction, Identity, Kind};
 
+use super::compiler::{Claims, Holder};
 use super::desired::{Desired, EndpointSet, Function, Problem, RowSet, function_of};
 use super::ir::protocol_name;
-use super::compiler::{Claims, Holder};
 use super::selector::list;
 use crate::model::{self, EndpointSlice, Pod, World};
 

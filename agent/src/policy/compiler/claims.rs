@@ -117,11 +117,7 @@ impl Claims {
             return Some(Holder::Kind(*kind));
         }
         if let Some(pod) = self.owner(world, address) {
-            return Some(if is_known(world, pod) {
-                Holder::Pod(pod)
-            } else {
-                Holder::Kind(Kind::Unmanaged)
-            });
+            return Some(if is_known(world, pod) { Holder::Pod(pod) } else { Holder::Kind(Kind::Unmanaged) });
         }
         let services = self.services.get(&address)?;
         Some(Holder::Service { borrowed: services.iter().all(|(_, borrowed)| *borrowed) })

@@ -99,8 +99,9 @@ impl Frontends {
             let serving = Serving { world, claims, desired, judging: &self.judging };
             let service = world.services.get(&*name);
             let slices = self.slices.get(&name).into_iter().flatten();
-            let slices: Vec<&EndpointSlice> =
-                slices.filter_map(|slice| world.endpoint_slices.get(&(name.0.clone(), slice.clone()))).collect();
+            let slices: Vec<&EndpointSlice> = slices
+                .filter_map(|slice| world.endpoint_slices.get(&(name.0.clone(), slice.clone())))
+                .collect();
             let frontends = service.map(|service| serving.frontends(service, &slices)).unwrap_or_default();
             let problems = service.map(|service| problems(service, world, claims)).unwrap_or_default();
             let known = self.services.entry(Arc::clone(&name)).or_default();
@@ -148,7 +149,8 @@ impl Frontends {
             self.sets.leave(&key);
             return;
         }
-        let entries: BTreeSet<ServiceEntry> = said.iter().flat_map(|frontend| &frontend.entries).copied().collect();
+        let entries: BTreeSet<ServiceEntry> =
+            said.iter().flat_map(|frontend| &frontend.entries).copied().collect();
         let names: BTreeSet<&str> =
             said.iter().flat_map(|frontend| &frontend.names).map(String::as_str).collect();
         let name = names.into_iter().collect::<Vec<_>>().join(", ");
@@ -165,13 +167,7 @@ impl Frontends {
     }
 
     /// A service is new, changed or gone.
-    fn note(
-        &mut self,
-        world: &World,
-        name: &ServiceName,
-        claims: &mut Claims,
-        dirty: &mut BTreeSet<IpAddr>,
-    ) {
+    fn note(&mut self, world: &World, name: &ServiceName, claims: &mut Claims, dirty: &mut BTreeSet<IpAddr>) {
         let now = world.services.get(&**name).map(addresses).unwrap_or_default();
         let known = self.services.entry(Arc::clone(name)).or_default();
         let before = std::mem::replace(&mut known.addresses, now);

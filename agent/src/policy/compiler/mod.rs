@@ -109,6 +109,7 @@ impl Compiler {
             self.rebuild(world, numbers);
             return Delta::everything();
         }
+        let starved = self.subjects.without_number().clone();
         let mut dirty = self.subjects.starved(&self.records, numbers);
         if changes.nodes {
             self.claims.update_fixed(world, &mut dirty);
@@ -121,7 +122,10 @@ impl Compiler {
             self.regroup(world, changes, &mut dirty);
         }
         let mut delta = Delta { names: changes.configs, ..Delta::default() };
-        self.settle(world, &dirty, changes.pods.keys(), numbers, &mut delta);
+        let reported = self.settle(world, &dirty, changes.pods.keys(), numbers, &mut delta);
+        if reported || changes.configs || starved != *self.subjects.without_number() {
+            self.report(world);
+        }
         delta
     }
 
@@ -144,6 +148,7 @@ impl Compiler {
         self.frontends = Frontends::new(world, &mut self.claims);
         let dirty = self.claims.addresses();
         self.settle(world, &dirty, std::iter::empty(), numbers, &mut Delta::default());
+        self.report(world);
     }
 
     /// Pods of namespaces and accounts that came, went or changed have to be matched again.
@@ -186,7 +191,8 @@ impl Compiler {
         }
     }
 
-    /// Looks at the dirty addresses again, and does all that follows. `pods` have changed.
+    /// Looks at the dirty addresses again, and does all that follows. `pods` have changed. Returns whether something else is
+    /// wrong with services now.
     fn settle<'p>(
         &mut self,
         world: &World,
@@ -194,7 +200,7 @@ impl Compiler {
         pods: impl Iterator<Item = &'p String>,
         numbers: &mut Numbers,
         delta: &mut Delta,
-    ) {
+    ) -> bool {
         for &address in dirty {
             let record = self.record(world, address, numbers);
             let before = match record {
@@ -207,8 +213,7 @@ impl Compiler {
             }
         }
         let default = world.settings.default_verdict;
-        let changed_subjects =
-            self.subjects.number(&self.linked, numbers, &mut self.desired, default, delta);
+        let changed_subjects = self.subjects.number(&self.linked, numbers, &mut self.desired, default, delta);
         let reached = self.peers.take_changed();
         self.desired.names.peers.append(&mut self.peers.names);
         let mut written = self.write_rows(&changed_subjects, &reached, delta);
@@ -228,8 +233,7 @@ impl Compiler {
         self.local_pods(world, dirty, pods, delta);
 
         let before: BTreeSet<u32> = self.desired.sets.keys().copied().collect();
-        let (sets, reported) =
-            self.frontends.update(world, &self.claims, &mut self.desired, numbers, delta);
+        let (sets, reported) = self.frontends.update(world, &self.claims, &mut self.desired, numbers, delta);
         if sets {
             delta.sets = true;
             written = self.subjects.local().collect();
@@ -238,11 +242,11 @@ impl Compiler {
             self.write_sets(&written, &before, delta);
         }
         delta.names |= reported;
-        self.report(world);
         if self.functions.len() > 2 * self.swept + 64 {
             self.functions.retain(|function| Arc::strong_count(function) > 1);
             self.swept = self.functions.len();
         }
+        reported
     }
 
     /// Who has an address, with one more user of all that it has.
@@ -253,7 +257,11 @@ impl Compiler {
                 let matching = Matching { world, linked: &self.linked, modes: &self.modes };
                 let id = self.groups.acquire(matching, pod, numbers);
                 let group = self.groups.get(id)?;
-                self.desired.names.principals.entry(group.principal).or_insert_with(|| group.principal_name.clone());
+                self.desired
+                    .names
+                    .principals
+                    .entry(group.principal)
+                    .or_insert_with(|| group.principal_name.clone());
                 let local = is_local(world, pod);
                 let subject = (local || group.subject.acts_on_egress).then(|| {
                     let names = &group.subject.port_names;

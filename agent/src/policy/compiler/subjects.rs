@@ -78,7 +78,13 @@ impl Subjects {
             let class = Arc::new(class);
             self.index.insert(Arc::clone(&class), id);
             if let Some(slot) = self.subjects.get_mut(id as usize) {
-                *slot = Some(Subject { class, number: 0, users: [0; 2], written: None, sees: Default::default() });
+                *slot = Some(Subject {
+                    class,
+                    number: 0,
+                    users: [0; 2],
+                    written: None,
+                    sees: Default::default(),
+                });
             }
             id
         });
@@ -214,7 +220,8 @@ impl Subjects {
         let before = subject.written.replace(now);
         let class = Arc::clone(&subject.class);
         for rule in directions(now).iter().flat_map(|direction| class.rules(linked, *direction)) {
-            let (Some(number), Some(users)) = (self.rule_numbers.get_mut(rule), self.rule_users.get_mut(rule))
+            let (Some(number), Some(users)) =
+                (self.rule_numbers.get_mut(rule), self.rule_users.get_mut(rule))
             else {
                 continue;
             };
@@ -238,13 +245,17 @@ impl Subjects {
         desired: &mut Desired,
     ) {
         for rule in directions(local).iter().flat_map(|direction| class.rules(linked, *direction)) {
-            let (Some(number), Some(users)) = (self.rule_numbers.get_mut(rule), self.rule_users.get_mut(rule))
+            let (Some(number), Some(users)) =
+                (self.rule_numbers.get_mut(rule), self.rule_users.get_mut(rule))
             else {
                 continue;
             };
             *users = users.saturating_sub(1);
-            if *users == 0 && numbers.release(NumberSpace::Rule, std::mem::take(number)) {
-                desired.names.rules.retain(|_, name| *name != linked.rule_names[rule]);
+            if *users == 0 {
+                let number = std::mem::take(number);
+                if numbers.release(NumberSpace::Rule, number) {
+                    desired.names.rules.remove(&number);
+                }
             }
         }
     }
@@ -282,6 +293,11 @@ impl Subjects {
         let outside = families.iter().filter(|id| peer.blocks.binary_search(id).is_err());
         found.extend(outside.filter_map(|id| self.by_block.get(id)).flatten());
         found
+    }
+
+    /// Those that found no number.
+    pub const fn without_number(&self) -> &BTreeSet<SubjectId> {
+        &self.starved
     }
 
     /// What is wrong: classes without a number.

@@ -191,7 +191,11 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
     table(&found);
     println!("\nHARD WORLDS");
     for (name, figures) in &hard {
-        println!("{name:<32} {:>7.0} ms  {}", figures["full_s"].as_f64().unwrap_or_default() * 1e3, figures["maps"]);
+        println!(
+            "{name:<32} {:>7.0} ms  {}",
+            figures["full_s"].as_f64().unwrap_or_default() * 1e3,
+            figures["maps"]
+        );
     }
 }
 

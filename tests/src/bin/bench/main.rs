@@ -2,7 +2,11 @@
 //!
 //! `bench compile` needs no privileges; `bench packets` does. Without a word both are measured. `bench large` is the cluster
 //! of the budgets, compiled and (as root) written to the kernel's maps.
-#![allow(clippy::expect_used, clippy::print_stdout, reason = "a measuring tool: what fails ends it with a message")]
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a measuring tool: what fails ends it with a message"
+)]
 
 mod compile;
 mod kernel;
@@ -18,8 +22,7 @@ fn main() {
     {
         return compile::child(rest);
     }
-    let json =
-        arguments.iter().any(|word| matches!(word.as_str(), "json" | "--output=json" | "-ojson"));
+    let json = arguments.iter().any(|word| matches!(word.as_str(), "json" | "--output=json" | "-ojson"));
     let named = |word: &str| arguments.iter().any(|argument| argument == word);
     let all = !["compile", "packets", "large"].into_iter().any(named);
     let mut report = Map::new();

@@ -98,7 +98,9 @@ impl Reference {
     fn time(&mut self, name: &str) -> f64 {
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
-        nanoseconds(testrun::run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration)
+        nanoseconds(
+            testrun::run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration,
+        )
     }
 }
 

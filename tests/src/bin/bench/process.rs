@@ -8,7 +8,8 @@ pub const CHILD: &str = "measure-one-world";
 /// Runs this program again, and reads the figures that it prints as JSON.
 pub fn measure(arguments: &[String]) -> serde_json::Value {
     let program = std::env::current_exe().expect("the path of this program");
-    let output = Command::new(program).arg(CHILD).args(arguments).output().expect("starting this program again");
+    let output =
+        Command::new(program).arg(CHILD).args(arguments).output().expect("starting this program again");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("figures")
 }
