@@ -1,9 +1,5 @@
 //! What a restart takes over, and what packets meet while a change is on its way.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a helper of a test ends the test when what it needs is not there"
-)]
+#![expect(clippy::unwrap_used, reason = "a helper of a test ends the test when what it needs is not there")]
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;

@@ -156,13 +156,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         if changed {
             agent.program(&mut owner, since);
         }
-        let urgent = agent.judge_readiness(&owner) || owner.take_urgent();
-        agent.pace.note(changed);
-        if agent.pace.is_due(urgent, Instant::now()) {
-            let begun = Instant::now();
-            agent.report(&owner);
-            agent.pace.made(begun, begun.elapsed());
-        }
+        agent.tell(&mut owner, changed);
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
     drop(agent);
@@ -443,6 +437,17 @@ impl Agent<'_> {
     /// How the writer of conditions is, if there is one.
     fn writer(&self) -> WriterState {
         self.conditions.as_ref().map(|c| c.writer.state().borrow().clone()).unwrap_or_default()
+    }
+
+    /// Judges the readiness, and makes the names file anew if it is time; `changed`: what is in it may be another.
+    fn tell(&mut self, owner: &mut Owner, changed: bool) {
+        let urgent = self.judge_readiness(owner) | owner.take_urgent();
+        self.pace.note(changed);
+        if self.pace.is_due(urgent, Instant::now()) {
+            let begun = Instant::now();
+            self.report(owner);
+            self.pace.made(begun, begun.elapsed());
+        }
     }
 
     /// Writes the names file if it changed, and tells the writer of conditions.

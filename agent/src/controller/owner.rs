@@ -19,6 +19,7 @@ use crate::policy::{Compiler, Delta, Desired, is_local};
 use crate::sources::{Batch, SourceEvent, SourceProblem};
 
 /// The owner.
+#[expect(clippy::struct_excessive_bools, reason = "each says something of its own")]
 pub struct Owner {
     /// Every object that is known.
     pub world: World,
@@ -202,17 +203,17 @@ impl Owner {
             let cached = cached_addresses(&self.cni, &self.world, &seen);
             self.changes.set_cached(&mut self.world, cached);
         }
-        let changes = std::mem::take(&mut self.changes);
-        self.delta.join(self.compiler.update(&self.world, &changes, &mut self.numbers));
+        let since = std::mem::take(&mut self.changes);
+        self.delta.join(self.compiler.update(&self.world, &since, &mut self.numbers));
         let owner_of = self.owner_of();
         self.classify_links(&owner_of);
         let specs = self.bindings.update(&self.endpoints, &owner_of);
         let (desired, mode) = (self.compiler.desired(), self.world.mode());
         // What the kernel holds is known to be what was desired before only if nothing went wrong then.
         let small = std::mem::take(&mut self.clean) && !self.delta.everything;
-        let changed = self.numbers.take_changed();
+        let numbers = self.numbers.take_changed();
         let applied = if small {
-            self.datapath.apply_delta(desired, &self.delta, &specs, mode, changed)?
+            self.datapath.apply_delta(desired, &self.delta, &specs, mode, numbers)?
         } else {
             self.datapath.apply(desired, &specs, mode, self.numbers.entries())?
         };

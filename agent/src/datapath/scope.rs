@@ -145,7 +145,11 @@ impl Addresses {
     }
 
     fn count(&mut self, before: Option<Identity>, now: Option<Identity>) {
-        before.into_iter().for_each(|identity| self.peers.remove(identity.peer));
-        now.into_iter().for_each(|identity| self.peers.add(identity.peer));
+        if let Some(identity) = before {
+            self.peers.remove(identity.peer);
+        }
+        if let Some(identity) = now {
+            self.peers.add(identity.peer);
+        }
     }
 }

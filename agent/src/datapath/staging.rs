@@ -157,8 +157,12 @@ pub fn newly_met(rows: &RowSet, wanted: &RowSet, newly_local: &BTreeSet<u32>) ->
 }
 
 fn count(more: &mut HashMap<u32, i64>, old: Option<&Identity>, new: Option<&Identity>) {
-    old.into_iter().for_each(|identity| *more.entry(identity.peer).or_default() -= 1);
-    new.into_iter().for_each(|identity| *more.entry(identity.peer).or_default() += 1);
+    if let Some(identity) = old {
+        *more.entry(identity.peer).or_default() -= 1;
+    }
+    if let Some(identity) = new {
+        *more.entry(identity.peer).or_default() += 1;
+    }
 }
 
 /// Adds what endpoint sets get, by the rows that their endpoints have then.
@@ -253,13 +257,14 @@ mod tests {
             ((Direction::Egress, 31), denied.clone()),
         ]);
         let staged = newly_met(&rows, &wanted, &BTreeSet::from([30])).unwrap();
-        assert_eq!(
-            staged,
-            RowSet::from([(pods, always(Verdict::Allow)), ((Direction::Egress, 30), denied)])
-        );
+        assert_eq!(staged, RowSet::from([(pods, always(Verdict::Allow)), ((Direction::Egress, 30), denied)]));
         assert_eq!(newly_met(&rows, &wanted, &BTreeSet::new()), None);
         let local = RowSet::from([((Direction::Ingress, 30), always(Verdict::Allow))]);
-        assert_eq!(newly_met(&local, &wanted, &BTreeSet::from([30])), None, "a pod of this node has its rows");
+        assert_eq!(
+            newly_met(&local, &wanted, &BTreeSet::from([30])),
+            None,
+            "a pod of this node has its rows"
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::identity::claims;
 
 /// The changes. Objects are named; what they are now is in the world.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a kind of change of its own")]
 pub struct Changes {
     /// Anything may have changed.
     pub everything: bool,
@@ -73,15 +74,13 @@ impl Changes {
     /// Removes an object from the world, as [`World::delete`] does.
     pub fn delete(&mut self, world: &mut World, key: &ObjectKey, uid: Option<&str>) {
         if key.kind == ObjectKind::Pod {
-            match uid {
-                Some(uid) => self.note_pod(world, uid),
-                None => {
-                    let named = world
-                        .pods
-                        .values()
-                        .filter(|pod| pod.namespace == key.namespace && pod.name == key.name);
-                    let uids: Vec<String> = named.map(|pod| pod.uid.clone()).collect();
-                    uids.iter().for_each(|uid| self.note_pod(world, uid));
+            if let Some(uid) = uid {
+                self.note_pod(world, uid);
+            } else {
+                let named =
+                    world.pods.values().filter(|pod| pod.namespace == key.namespace && pod.name == key.name);
+                for pod in named {
+                    self.note_pod(world, &pod.uid);
                 }
             }
         } else {
@@ -101,7 +100,9 @@ impl Changes {
         let changed = |uid: &&String| world.cached.get(*uid) != cached.get(*uid);
         let uids: BTreeSet<String> =
             world.cached.keys().chain(cached.keys()).filter(changed).cloned().collect();
-        uids.iter().for_each(|uid| self.note_pod(world, uid));
+        for uid in &uids {
+            self.note_pod(world, uid);
+        }
         world.cached = cached;
     }
 
@@ -210,13 +211,10 @@ impl Changes {
 }
 
 /// Whether an object is another one now.
-fn differs<'o, T: PartialEq>(
+fn differs<'o, T: PartialEq + 'o>(
     old: Option<&T>,
     new: Option<&'o Object>,
     of_kind: impl Fn(&'o Object) -> Option<&'o T>,
-) -> bool
-where
-    T: 'o,
-{
+) -> bool {
     old != new.and_then(of_kind)
 }

@@ -129,13 +129,12 @@ impl PeerClasses {
         principal: &str,
         numbers: &mut Numbers,
     ) -> PeerId {
-        let id = match self.index.get(&class) {
-            Some(&id) => id,
-            None => {
-                let definition = definition(linked, &class, principal);
-                let number = numbers.number(NumberSpace::Peer, &definition);
-                self.add(Arc::new(class), number, definition)
-            }
+        let id = if let Some(&id) = self.index.get(&class) {
+            id
+        } else {
+            let definition = definition(linked, &class, principal);
+            let number = numbers.number(NumberSpace::Peer, &definition);
+            self.add(Arc::new(class), number, definition)
         };
         self.take(id, local);
         id

@@ -140,7 +140,7 @@ impl Linked {
             })
             .collect();
         let Linker { selectors, blocks, peer_port_names, rule_names } = linker;
-        let mut linked = Self {
+        let mut all = Self {
             policies,
             selectors: selectors.items,
             blocks: blocks.items,
@@ -148,13 +148,13 @@ impl Linked {
             rule_names,
             ..Self::default()
         };
-        let subjects = linked.policies.iter().map(|policy| &policy.policy.subject);
-        for selector in linked.selectors.iter().chain(subjects.clone()) {
-            linked.pod_label_keys.extend(selector.labels.keys().map(str::to_owned));
+        let subjects = all.policies.iter().map(|policy| &policy.policy.subject);
+        for selector in all.selectors.iter().chain(subjects.clone()) {
+            all.pod_label_keys.extend(selector.labels.keys().map(str::to_owned));
         }
-        linked.selector_index = NamespaceIndex::new(linked.selectors.iter());
-        linked.policy_index = NamespaceIndex::new(subjects);
-        linked
+        all.selector_index = NamespaceIndex::new(all.selectors.iter());
+        all.policy_index = NamespaceIndex::new(subjects);
+        all
     }
 
     /// By what the policies of a subject are put in the order in which they act.

@@ -157,27 +157,27 @@ impl RowWriter<'_> {
         }
     }
 
-    /// The function for a peer; `answers` are those for peers that look alike.
+    /// The function for a peer; `known` are those for peers that look alike.
     fn answer(
         &mut self,
         question: &Question<'_>,
         sees: &Sees,
         peer: &PeerView<'_>,
-        answers: Option<&mut HashMap<Looks, Arc<Function>>>,
+        known: Option<&mut HashMap<Looks, Arc<Function>>>,
     ) -> Arc<Function> {
-        let Some(answers) = answers else { return self.share(question.answer(peer)) };
-        let seen = |ids: &[u32], by: &[u32]| -> Vec<u32> {
+        let Some(known) = known else { return self.share(question.answer(peer)) };
+        let visible = |ids: &[u32], by: &[u32]| -> Vec<u32> {
             ids.iter().copied().filter(|id| by.binary_search(id).is_ok()).collect()
         };
         let ports = peer.ports.iter().filter(|(name, ..)| sees.names.contains(name)).cloned().collect();
         let looks: Looks =
-            (peer.kind, seen(peer.selectors, &sees.selectors), seen(peer.blocks, &sees.blocks), ports);
-        if let Some(function) = answers.get(&looks) {
+            (peer.kind, visible(peer.selectors, &sees.selectors), visible(peer.blocks, &sees.blocks), ports);
+        if let Some(function) = known.get(&looks) {
             return Arc::clone(function);
         }
         let (kind, selectors, blocks, ports) = &looks;
         let function = self.share(question.answer(&PeerView { kind: *kind, selectors, blocks, ports }));
-        answers.insert(looks, Arc::clone(&function));
+        known.insert(looks, Arc::clone(&function));
         function
     }
 

@@ -35,10 +35,10 @@ pub fn network_policy(i: usize, namespace: String, app: usize) -> NetworkPolicy 
         ..Default::default()
     };
     let mut from = vec![pods(app + 1)];
-    if i % 2 == 0 {
+    if i.is_multiple_of(2) {
         from.push(team);
     }
-    if i % 10 == 0 {
+    if i.is_multiple_of(10) {
         let third = i / 10 % 100;
         from.push(NetworkPolicyPeer {
             ip_block: Some(IPBlock {
@@ -50,7 +50,7 @@ pub fn network_policy(i: usize, namespace: String, app: usize) -> NetworkPolicy 
     }
     let ports = vec![port("TCP", 8000 + i32::try_from(i % 50).unwrap_or_default())];
     let ingress = vec![NetworkPolicyIngressRule { from: Some(from), ports: Some(ports) }];
-    let egress = (i % 4 == 0).then(|| {
+    let egress = i.is_multiple_of(4).then(|| {
         let everywhere =
             NetworkPolicyPeer { namespace_selector: Some(LabelSelector::default()), ..Default::default() };
         vec![
@@ -80,7 +80,7 @@ fn identity_policy(i: usize, namespace: String, app: usize) -> IdentityPolicy {
             {"name": "next", "action": "Accept",
              "from": [{"serviceAccounts": {"names": [format!("app-{}", (app + 1) % ACCOUNTS)]}}],
              "protocols": [{"tcp": {"destinationPort": {"number": 8080}}}]},
-            {"name": "team", "action": if i % 5 == 0 { "Deny" } else { "Accept" },
+            {"name": "team", "action": if i.is_multiple_of(5) { "Deny" } else { "Accept" },
              "from": [{"serviceAccounts": {"namespaces": {"matchLabels": {"team": format!("t{}", i % 20)}},
                                             "selector": {"matchLabels": {"tier": format!("tier-{}", i % 3)}}}}]},
         ]},

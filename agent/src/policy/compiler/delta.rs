@@ -7,6 +7,7 @@ use portcullis_common::service::ServiceKey;
 
 /// What is to be compared with what the kernel holds; everything else is as it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a part of the desired state")]
 pub struct Delta {
     /// All of it: nothing is known of what was there before.
     pub everything: bool,

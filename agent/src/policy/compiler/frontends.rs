@@ -244,7 +244,7 @@ struct Sets {
 
 struct Set {
     number: u32,
-    set: Arc<EndpointSet>,
+    endpoints: Arc<EndpointSet>,
     /// The frontends that have it, with their names.
     users: BTreeMap<ServiceKey, String>,
     /// Whether it is in what is desired, just so.
@@ -269,15 +269,15 @@ impl Sets {
         self.changed.insert(definition.clone());
         let set = self.by_definition.entry(definition).or_insert_with_key(|definition| Set {
             number: numbers.number(NumberSpace::Peer, definition),
-            set: Arc::new(EndpointSet { protocol: key.protocol, entries: Vec::new() }),
+            endpoints: Arc::new(EndpointSet { protocol: key.protocol, entries: Vec::new() }),
             users: BTreeMap::new(),
             settled: false,
         });
         set.users.insert(key, name.to_owned());
         // The same endpoints in words can have other numbers than before.
         let entries = ordered(entries, &desired.names.peers);
-        if set.set.entries != entries {
-            set.set = Arc::new(EndpointSet { protocol: key.protocol, entries });
+        if set.endpoints.entries != entries {
+            set.endpoints = Arc::new(EndpointSet { protocol: key.protocol, entries });
             set.settled = false;
         }
         set.number
@@ -305,11 +305,11 @@ impl Sets {
                 self.by_definition.remove(&definition);
                 continue;
             };
-            let count = set.set.entries.len();
+            let count = set.endpoints.entries.len();
             let name = format!("{count} kinds of endpoints of service {frontend}");
             desired.names.peers.insert(set.number, name);
             if !std::mem::replace(&mut set.settled, true) {
-                desired.sets.insert(set.number, Arc::clone(&set.set));
+                desired.sets.insert(set.number, Arc::clone(&set.endpoints));
                 changed = true;
             }
         }

@@ -50,7 +50,7 @@ pub struct Matching<'c> {
 /// Every group that a pod is in.
 #[derive(Default)]
 pub struct Groups {
-    groups: Vec<Option<Group>>,
+    slots: Vec<Option<Group>>,
     free: Vec<GroupId>,
     index: HashMap<u64, Vec<GroupId>>,
     hashes: RandomState,
@@ -82,7 +82,7 @@ impl Groups {
             let labels = labels().map(|(key, value)| (key.clone(), value.clone())).collect();
             self.add(matching, pod, labels, hash, numbers)
         });
-        if let Some(Some(group)) = self.groups.get_mut(id as usize) {
+        if let Some(Some(group)) = self.slots.get_mut(id as usize) {
             group.users += 1;
         }
         id
@@ -90,12 +90,12 @@ impl Groups {
 
     /// A group.
     pub fn get(&self, id: GroupId) -> Option<&Group> {
-        self.groups.get(id as usize)?.as_ref()
+        self.slots.get(id as usize)?.as_ref()
     }
 
     /// One address less. Returns the group if that was the last one.
     pub fn release(&mut self, id: GroupId) -> Option<Group> {
-        let slot = self.groups.get_mut(id as usize)?;
+        let slot = self.slots.get_mut(id as usize)?;
         let group = slot.as_mut()?;
         group.users = group.users.saturating_sub(1);
         if group.users > 0 {
@@ -114,7 +114,7 @@ impl Groups {
 
     /// A namespace or account has changed: its pods have to be matched again.
     pub fn forget(&mut self, changed: impl Fn(&str, &str) -> bool) {
-        for group in self.groups.iter_mut().flatten() {
+        for group in self.slots.iter_mut().flatten() {
             group.stale |= changed(&group.namespace, &group.account);
         }
     }
@@ -156,13 +156,12 @@ impl Groups {
             .filter(|&id| matches(&linked.policies[id as usize].policy.subject))
             .collect();
         policies.sort_by(|&a, &b| linked.order(a).cmp(&linked.order(b)));
-        let selectors = match self.shared.get(selectors.as_slice()) {
-            Some(shared) => Arc::clone(shared),
-            None => {
-                let shared: Arc<[u32]> = selectors.into();
-                self.shared.insert(Arc::clone(&shared));
-                shared
-            }
+        let selectors = if let Some(shared) = self.shared.get(selectors.as_slice()) {
+            Arc::clone(shared)
+        } else {
+            let shared: Arc<[u32]> = selectors.into();
+            self.shared.insert(Arc::clone(&shared));
+            shared
         };
         let mode = modes.get(namespace).copied().unwrap_or(Mode::Enforce);
         let default: Verdict = world.settings.default_verdict;
@@ -180,10 +179,10 @@ impl Groups {
             stale: false,
         };
         let id = self.free.pop().unwrap_or_else(|| {
-            self.groups.push(None);
-            u32::try_from(self.groups.len() - 1).unwrap_or(u32::MAX)
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
-        if let Some(slot) = self.groups.get_mut(id as usize) {
+        if let Some(slot) = self.slots.get_mut(id as usize) {
             *slot = Some(group);
         }
         self.index.entry(hash).or_default().push(id);

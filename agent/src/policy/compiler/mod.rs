@@ -154,18 +154,20 @@ impl Compiler {
     /// Pods of namespaces and accounts that came, went or changed have to be matched again.
     fn regroup(&mut self, world: &World, changes: &Changes, dirty: &mut BTreeSet<IpAddr>) {
         let Changes { namespaces, accounts, .. } = changes;
-        namespaces.iter().for_each(|name| self.groups.forget_namespace(name));
+        for name in namespaces {
+            self.groups.forget_namespace(name);
+        }
         let by_namespace: HashMap<&str, HashSet<&str>> =
             accounts.iter().fold(HashMap::new(), |mut found, (namespace, name)| {
                 found.entry(namespace.as_str()).or_insert_with(HashSet::new).insert(name.as_str());
                 found
             });
-        let changed = |namespace: &str, account: &str| {
+        let is_about = |namespace: &str, account: &str| {
             namespaces.contains(namespace)
                 || by_namespace.get(namespace).is_some_and(|names| names.contains(account))
         };
-        self.groups.forget(changed);
-        let pods = world.pods.values().filter(|pod| changed(&pod.namespace, &pod.service_account));
+        self.groups.forget(is_about);
+        let pods = world.pods.values().filter(|pod| is_about(&pod.namespace, &pod.service_account));
         dirty.extend(pods.flat_map(|pod| crate::identity::claims(world, pod)));
     }
 

@@ -48,7 +48,7 @@ impl Subject {
 /// Every class that some address has.
 #[derive(Default)]
 pub struct Subjects {
-    subjects: Vec<Option<Subject>>,
+    slots: Vec<Option<Subject>>,
     free: Vec<SubjectId>,
     index: HashMap<Arc<SubjectClass>, SubjectId>,
     touched: BTreeSet<SubjectId>,
@@ -72,12 +72,12 @@ impl Subjects {
     pub fn acquire(&mut self, class: SubjectClass, local: bool) -> SubjectId {
         let id = self.index.get(&class).copied().unwrap_or_else(|| {
             let id = self.free.pop().unwrap_or_else(|| {
-                self.subjects.push(None);
-                u32::try_from(self.subjects.len() - 1).unwrap_or(u32::MAX)
+                self.slots.push(None);
+                u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
             });
             let class = Arc::new(class);
             self.index.insert(Arc::clone(&class), id);
-            if let Some(slot) = self.subjects.get_mut(id as usize) {
+            if let Some(slot) = self.slots.get_mut(id as usize) {
                 *slot = Some(Subject {
                     class,
                     number: 0,
@@ -98,7 +98,7 @@ impl Subjects {
     }
 
     fn count(&mut self, id: SubjectId, local: bool, change: impl Fn(&mut u32)) {
-        if let Some(Some(subject)) = self.subjects.get_mut(id as usize) {
+        if let Some(Some(subject)) = self.slots.get_mut(id as usize) {
             change(&mut subject.users[usize::from(!local)]);
             if !subject.is_wanted() || subject.written != Some(subject.is_local()) {
                 self.touched.insert(id);
@@ -107,7 +107,7 @@ impl Subjects {
     }
 
     fn get(&self, id: SubjectId) -> Option<&Subject> {
-        self.subjects.get(id as usize)?.as_ref()
+        self.slots.get(id as usize)?.as_ref()
     }
 
     /// The number of a class.
@@ -120,7 +120,7 @@ impl Subjects {
         let local = |(id, subject): (SubjectId, &Option<Subject>)| {
             subject.as_ref().filter(|subject| subject.is_local()).map(|_| id)
         };
-        (0..).zip(&self.subjects).filter_map(local)
+        (0..).zip(&self.slots).filter_map(local)
     }
 
     /// The addresses of classes that found no number, if there may be one now.
@@ -162,7 +162,7 @@ impl Subjects {
         wanted.sort();
         let mut written = Vec::new();
         for (_, definition, id) in wanted {
-            let Some(Some(subject)) = self.subjects.get_mut(id as usize) else { continue };
+            let Some(Some(subject)) = self.slots.get_mut(id as usize) else { continue };
             if subject.number == 0 {
                 subject.number = numbers.number(NumberSpace::Subject, &definition);
                 if subject.number == 0 {
@@ -193,7 +193,7 @@ impl Subjects {
         desired: &mut Desired,
         delta: &mut Delta,
     ) {
-        let Some(Some(subject)) = self.subjects.get(id as usize) else { return };
+        let Some(Some(subject)) = self.slots.get(id as usize) else { return };
         let (class, number, written) = (Arc::clone(&subject.class), subject.number, subject.written);
         let sees = subject.sees.clone();
         if let Some(local) = written {
@@ -202,7 +202,7 @@ impl Subjects {
         self.index_sees(id, &sees, false);
         self.index.remove(&class);
         self.starved.remove(&id);
-        if let Some(slot) = self.subjects.get_mut(id as usize) {
+        if let Some(slot) = self.slots.get_mut(id as usize) {
             *slot = None;
         }
         self.free.push(id);
@@ -215,7 +215,7 @@ impl Subjects {
 
     /// The rules that can decide about a class get numbers, and what it used before is given back.
     fn use_rules(&mut self, id: SubjectId, linked: &Linked, numbers: &mut Numbers, desired: &mut Desired) {
-        let Some(Some(subject)) = self.subjects.get_mut(id as usize) else { return };
+        let Some(Some(subject)) = self.slots.get_mut(id as usize) else { return };
         let now = subject.is_local();
         let before = subject.written.replace(now);
         let class = Arc::clone(&subject.class);
@@ -278,9 +278,15 @@ impl Subjects {
             }
         }
         for Sees { selectors, blocks, names } in sees {
-            selectors.iter().for_each(|key| change(&mut self.by_selector, key, id, add));
-            blocks.iter().for_each(|key| change(&mut self.by_block, key, id, add));
-            names.iter().for_each(|key| change(&mut self.by_port_name, key, id, add));
+            for key in selectors {
+                change(&mut self.by_selector, key, id, add);
+            }
+            for key in blocks {
+                change(&mut self.by_block, key, id, add);
+            }
+            for key in names {
+                change(&mut self.by_port_name, key, id, add);
+            }
         }
     }
 

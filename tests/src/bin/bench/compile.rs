@@ -118,7 +118,7 @@ fn cases() -> [Case; 7] {
         }),
         ("namespace", 20, |scale, i, _| {
             let mut namespace = scale.namespace(i / 2);
-            if i % 2 == 0 {
+            if i.is_multiple_of(2) {
                 namespace.labels.insert("team".to_owned(), "t19".to_owned());
             }
             Object::Namespace(namespace)
@@ -126,7 +126,7 @@ fn cases() -> [Case; 7] {
         ("policy", 10, |scale, i, _| {
             let policy = worlds::policy(scale, i / 2 * 3);
             let Object::NetworkPolicy(mut policy) = policy else { unreachable!("the first of three is one") };
-            if i % 2 == 0 {
+            if i.is_multiple_of(2) {
                 policy.spec.ingress = None;
             }
             Object::NetworkPolicy(policy)
