@@ -14,6 +14,16 @@ pub fn measure(arguments: &[String]) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).expect("figures")
 }
 
+/// Seconds of a processor that this thread has had: what others do on the machine meanwhile does not count.
+pub fn seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes the struct.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "the clock of the thread");
+    std::time::Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+        .as_secs_f64()
+}
+
 /// Gives back to the system what the allocator holds and nobody uses.
 pub fn trim() {
     // SAFETY: the call has no pointers, and the allocator may be asked at any time.
