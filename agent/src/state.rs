@@ -155,6 +155,45 @@ impl State {
         fs::rename(new, Self::path(run_dir))
     }
 
+    /// Whether it says the same as another one, but for the times.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self {
+            format,
+            version,
+            node,
+            pid,
+            written: _,
+            last_success: _,
+            attach,
+            mode,
+            mode_source,
+            source,
+            principals,
+            peers,
+            subjects,
+            rules,
+            services,
+            pods,
+            endpoints,
+            uncovered,
+            ignored,
+            policies,
+            problems,
+            writes_status,
+            status_error,
+            errors,
+        } = self;
+        (format, version, node, pid) == (&other.format, &other.version, &other.node, &other.pid)
+            && (attach, mode, mode_source, source)
+                == (&other.attach, &other.mode, &other.mode_source, &other.source)
+            && (principals, peers, subjects, rules)
+                == (&other.principals, &other.peers, &other.subjects, &other.rules)
+            && (services, pods, endpoints) == (&other.services, &other.pods, &other.endpoints)
+            && (uncovered, ignored, policies) == (&other.uncovered, &other.ignored, &other.policies)
+            && (problems, errors) == (&other.problems, &other.errors)
+            && (writes_status, status_error) == (&other.writes_status, &other.status_error)
+    }
+
     /// Reads the file.
     ///
     /// # Errors

@@ -26,6 +26,9 @@ pub mod lifecycle;
 #[cfg(feature = "agent")]
 pub mod loaded;
 pub mod manifests;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod meanwhile;
 pub mod netns;
 pub mod node;
 #[cfg(feature = "agent")]
@@ -47,6 +50,9 @@ pub mod reference;
 pub mod residue;
 pub mod temp;
 pub mod traffic;
+#[cfg(feature = "agent")]
+#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod worlds;
 
 pub use agent::{Agent, AgentBuilder};
 pub use apiserver::ApiServer;

@@ -1,14 +1,8 @@
 //! What a restart takes over, and what packets meet while a change is on its way.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a helper of a test ends the test when what it needs is not there"
-)]
+#![expect(clippy::unwrap_used, reason = "a helper of a test ends the test when what it needs is not there")]
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use portcullis::datapath::{Sizes, sys};
 use portcullis_common::abi::Mode;
@@ -17,6 +11,7 @@ use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::fixture::{
     INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture, with_sizes,
 };
+use portcullis_tests::meanwhile::probed_meanwhile;
 use portcullis_tests::packets::{Packet, flags};
 
 fn syn(port: u16) -> Packet {
@@ -100,57 +95,6 @@ fn a_row_that_goes_and_comes_back_before_a_collection_stays() {
 #[test]
 fn a_grace_period_is_had_without_membarrier_too() {
     sys::grace_period_by_map().unwrap();
-}
-
-/// Runs SYNs of the intruder against the attached program on a thread of its own while `change` runs; returns how many
-/// passed and how many were dropped.
-fn probed_meanwhile(change: impl FnOnce()) -> (u64, u64) {
-    let ids = sys::tcx_programs(1, true).unwrap();
-    let program = aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .find(|program| ids.contains(&program.id()))
-        .expect("the attached program");
-    let fd = program.fd().unwrap();
-    let (done, passed, dropped) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut port = 1u16;
-            while !done.load(Relaxed) {
-                port = port.wrapping_add(1).max(1);
-                let packet = Packet::tcp("10.0.0.4", port, "10.0.0.2", 80, flags::SYN).bytes();
-                let count = if test_run(fd.as_fd().as_raw_fd(), &packet) { &passed } else { &dropped };
-                count.fetch_add(1, Relaxed);
-            }
-        });
-        let ran = || passed.load(Relaxed) + dropped.load(Relaxed);
-        let wait = |count| {
-            while ran() < count {
-                std::thread::yield_now();
-            }
-        };
-        wait(1000);
-        change();
-        wait(ran() + 1000);
-        done.store(true, Relaxed);
-    });
-    (passed.into_inner(), dropped.into_inner())
-}
-
-/// `BPF_PROG_TEST_RUN` of a packet that came in by interface 99; whether it passed.
-fn test_run(program: i32, packet: &[u8]) -> bool {
-    let mut context = [0u8; 192];
-    context[36..40].copy_from_slice(&99u32.to_ne_bytes());
-    let mut attr = [0u8; 128];
-    attr[0..4].copy_from_slice(&program.to_ne_bytes());
-    attr[8..12].copy_from_slice(&u32::try_from(packet.len()).unwrap().to_ne_bytes());
-    attr[16..24].copy_from_slice(&(packet.as_ptr() as u64).to_ne_bytes());
-    attr[32..36].copy_from_slice(&1u32.to_ne_bytes());
-    attr[40..44].copy_from_slice(&192u32.to_ne_bytes());
-    attr[48..56].copy_from_slice(&(context.as_ptr() as u64).to_ne_bytes());
-    // SAFETY: the attribute is as the command wants it, and packet and context live through the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, 10, attr.as_mut_ptr(), attr.len()) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    u32::from_ne_bytes(attr[4..8].try_into().unwrap()) == u32::MAX
 }
 
 /// From rows with `default` for all and `before` for the intruder to rows with `split` for a class that it is moved to, with five thousand addresses on the way.

@@ -121,6 +121,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         denials,
         earlier: Some(earlier),
         written: None,
+        pace: Pace::default(),
         mode: None,
         warned: None,
         seen: None,
@@ -157,9 +158,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         if changed {
             agent.program(&mut owner, since);
         }
-        if agent.judge_readiness(&owner) || changed {
-            agent.report(&owner);
-        }
+        agent.tell(&mut owner, changed);
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
     drop(agent);
@@ -268,8 +267,10 @@ struct Agent<'a> {
     denials: denials::Denials,
     /// The names of the earlier agent, until this one has programmed its own: its numbers are in force.
     earlier: Option<Earlier>,
-    /// The state that was written last, but for its times.
-    written: Option<State>,
+    /// The state that was written last.
+    written: Option<Arc<State>>,
+    /// When the next state is made that nobody waits for, if one is to be made.
+    pace: Pace,
     /// The mode that was programmed last.
     mode: Option<Mode>,
     /// The error that was logged last, so that a lasting one is said once.
@@ -343,6 +344,34 @@ impl Retry {
     }
 }
 
+/// When the names file is made anew. Making it takes time in proportion to the cluster, and while it is made nothing is
+/// programmed: what is not urgent waits until making it is a small part of the time.
+#[derive(Debug, Default)]
+struct Pace {
+    wanted: bool,
+    not_before: Option<Instant>,
+}
+
+impl Pace {
+    /// Making the file may take one part in so many of the time.
+    const SHARE: u32 = 200;
+
+    /// Something that is in the file may have changed.
+    const fn note(&mut self, changed: bool) {
+        self.wanted |= changed;
+    }
+
+    /// Whether to make it now.
+    fn is_due(&self, urgent: bool, now: Instant) -> bool {
+        urgent || self.wanted && self.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// It was made, and took so long.
+    fn made(&mut self, begun: Instant, taken: Duration) {
+        *self = Self { wanted: false, not_before: Some(begun + taken * Self::SHARE) };
+    }
+}
+
 impl Agent<'_> {
     /// Compiles and programs; errors are kept for the report and tried again by the housekeeping. `since`: when the
     /// objects arrived that caused it, if any did.
@@ -412,6 +441,17 @@ impl Agent<'_> {
         self.conditions.as_ref().map(|c| c.writer.state().borrow().clone()).unwrap_or_default()
     }
 
+    /// Judges the readiness, and makes the names file anew if it is time; `changed`: what is in it may be another.
+    fn tell(&mut self, owner: &mut Owner, changed: bool) {
+        let urgent = self.judge_readiness(owner) | owner.take_urgent();
+        self.pace.note(changed);
+        if self.pace.is_due(urgent, Instant::now()) {
+            let begun = Instant::now();
+            self.report(owner);
+            self.pace.made(begun, begun.elapsed());
+        }
+    }
+
     /// Writes the names file if it changed, and tells the writer of conditions.
     fn report(&mut self, owner: &Owner) {
         let writer = self.writer();
@@ -429,17 +469,17 @@ impl Agent<'_> {
             None => now,
             Some(earlier) => report::before_programming(now, earlier.state()),
         };
-        let timeless = State { written: 0, last_success: 0, ..state.clone() };
-        if self.written.as_ref() == Some(&timeless) {
+        if self.written.as_ref().is_some_and(|written| written.says_the_same(&state)) {
             return;
         }
-        self.denials.name(Arc::new(state.clone()));
-        self.metrics.set_state(Arc::new(state.clone()));
+        let state = Arc::new(state);
+        self.denials.name(Arc::clone(&state));
+        self.metrics.set_state(Arc::clone(&state));
         if matches!(self.earlier, Some(Earlier::Unreadable(_))) {
             return;
         }
         match state.write(self.run_dir) {
-            Ok(()) => self.written = Some(timeless),
+            Ok(()) => self.written = Some(state),
             Err(error) => {
                 warn!(%error, folder = %self.run_dir.display(), "cannot write the names file: dumps show numbers");
             }
@@ -516,6 +556,23 @@ fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_urgent_waits_until_making_the_file_is_a_small_part_of_the_time() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut pace = Pace::default();
+        assert!(!pace.is_due(false, start), "nothing has changed");
+        pace.note(true);
+        assert!(pace.is_due(false, start));
+        pace.made(start, Duration::from_millis(5));
+        pace.note(false);
+        assert!(!pace.is_due(false, at(2000)), "nothing has changed since");
+        pace.note(true);
+        assert!(!pace.is_due(false, at(999)) && pace.is_due(true, at(10)));
+        pace.note(false);
+        assert!(pace.is_due(false, at(1000)), "what was noted is not forgotten");
+    }
 
     #[test]
     fn what_fails_is_tried_at_once_then_ever_more_rarely_and_anew_after_a_success() {

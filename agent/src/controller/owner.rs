@@ -11,19 +11,29 @@ use portcullis_common::Direction;
 use super::bindings::{Bindings, Candidate};
 use super::coverage::Coverage;
 use crate::cni::CniEntry;
-use crate::datapath::{Applied, Datapath, DatapathError, HookState, describe_program};
+use crate::datapath::{Applied, Datapath, DatapathError, EndpointSpec, HookState, describe_program};
 use crate::endpoints::{Classification, Snapshot, classify};
-use crate::identity::{Numbers, cached_addresses, owners};
-use crate::model::{ObjectKind, World};
-use crate::policy::{Desired, compile};
+use crate::identity::{Numbers, cached_addresses};
+use crate::model::{Changes, Object, ObjectKind, World};
+use crate::policy::{Compiler, Delta, Desired, is_local};
 use crate::sources::{Batch, SourceEvent, SourceProblem};
 
 /// The owner.
+#[expect(clippy::struct_excessive_bools, reason = "each says something of its own")]
 pub struct Owner {
     /// Every object that is known.
     pub world: World,
-    /// What the maps shall hold.
-    pub desired: Desired,
+    /// What has changed in it since it was compiled.
+    changes: Changes,
+    compiler: Compiler,
+    /// What is desired otherwise since the maps were written.
+    delta: Delta,
+    /// What the datapath was told of the endpoints last.
+    specs: Vec<EndpointSpec>,
+    /// Something was seen that must not wait to be written down.
+    urgent: bool,
+    /// libcni's cache, the interfaces, or a pod that either could be about, have changed.
+    look_up_cache: bool,
     /// Which pod is behind which interface.
     pub bindings: Bindings,
     /// What is wrong with the source now.
@@ -77,7 +87,12 @@ impl Owner {
         numbers.load(datapath.numbers());
         Self {
             world,
-            desired: Desired::default(),
+            changes: Changes::everything(),
+            compiler: Compiler::default(),
+            delta: Delta::everything(),
+            specs: Vec::new(),
+            urgent: true,
+            look_up_cache: true,
             bindings,
             problems: Vec::new(),
             synced: false,
@@ -104,32 +119,38 @@ impl Owner {
         &self.datapath
     }
 
+    /// What the maps shall hold.
+    pub const fn desired(&self) -> &Desired {
+        self.compiler.desired()
+    }
+
     /// Takes a batch of the source into the world.
     pub fn take(&mut self, batch: Batch) {
         for event in batch.events {
             match event {
                 SourceEvent::Apply(object) => {
-                    if let crate::model::Object::Pod(pod) = &object {
+                    if let Object::Pod(pod) = &object {
                         self.retained.remove(&pod.uid);
+                        self.look_up_cache |= is_local(&self.world, pod);
                     }
-                    self.world.apply(object);
+                    self.changes.apply(&mut self.world, object);
                 }
                 SourceEvent::Delete { key, uid } => {
                     let bound = self.bindings.bound();
-                    let living: Vec<String> = self
-                        .world
-                        .pods
-                        .values()
+                    // Few are bound, however many pods there are.
+                    let living: Vec<String> = bound
+                        .into_iter()
+                        .filter_map(|bound| self.world.pods.get(bound))
                         .filter(|pod| {
                             key.kind == ObjectKind::Pod
                                 && (&pod.namespace, &pod.name) == (&key.namespace, &key.name)
                                 && uid.as_ref().is_none_or(|uid| *uid == pod.uid)
-                                && bound.contains(pod.uid.as_str())
                         })
                         .map(|pod| pod.uid.clone())
                         .collect();
                     if living.is_empty() {
-                        self.world.delete(&key, uid.as_deref());
+                        self.look_up_cache |= key.kind == ObjectKind::Pod;
+                        self.changes.delete(&mut self.world, &key, uid.as_deref());
                     }
                     self.retained.extend(living);
                 }
@@ -138,20 +159,30 @@ impl Owner {
                     // What is there is known: a ConfigMap that comes later has no past.
                     self.world.mode_before = None;
                 }
-                SourceEvent::Problems(problems) => self.problems = problems,
+                SourceEvent::Problems(problems) => {
+                    self.urgent |= self.problems != problems;
+                    self.problems = problems;
+                }
             }
         }
     }
 
     /// Takes a new look at the interfaces.
     pub fn look(&mut self, links: Arc<Snapshot>) {
-        self.world.settings.local_addresses.clone_from(&links.host_addresses);
+        self.changes.set_local_addresses(&mut self.world, &links.host_addresses);
         self.links = links;
+        self.look_up_cache = true;
     }
 
     /// Takes what libcni's cache says now.
     pub fn take_cache(&mut self, entries: Arc<Vec<CniEntry>>) {
         self.cni = entries;
+        self.look_up_cache = true;
+    }
+
+    /// Whether something was seen since the last call that must not wait to be written down.
+    pub const fn take_urgent(&mut self) -> bool {
+        std::mem::replace(&mut self.urgent, false)
     }
 
     /// Whether enough is known to write the maps.
@@ -159,23 +190,38 @@ impl Owner {
         self.synced && self.links.complete
     }
 
-    /// Compiles the world and brings the kernel to it.
+    /// Compiles what has changed, and brings the kernel to it.
     ///
     /// # Errors
     /// If the kernel's state cannot be read or the revision not be raised.
     pub fn program(&mut self) -> Result<Applied, DatapathError> {
-        self.clean = false;
         self.forget_pods_without_interface();
-        let behind = self.links.links.values().filter_map(|link| Some((&link.name, link.peer.as_ref()?)));
-        let seen: Vec<_> = behind.map(|(name, peer)| (name.as_str(), peer.addresses.as_slice())).collect();
-        self.world.cached = cached_addresses(&self.cni, &self.world, &seen);
-        self.desired = compile(&self.world, &mut self.numbers);
+        if std::mem::take(&mut self.look_up_cache) {
+            let behind = self.links.links.values().filter_map(|link| Some((&link.name, link.peer.as_ref()?)));
+            let seen: Vec<_> =
+                behind.map(|(name, peer)| (name.as_str(), peer.addresses.as_slice())).collect();
+            let cached = cached_addresses(&self.cni, &self.world, &seen);
+            self.changes.set_cached(&mut self.world, cached);
+        }
+        let since = std::mem::take(&mut self.changes);
+        self.delta.join(self.compiler.update(&self.world, &since, &mut self.numbers));
         let owner_of = self.owner_of();
         self.classify_links(&owner_of);
         let specs = self.bindings.update(&self.endpoints, &owner_of);
-        let applied =
-            self.datapath.apply(&self.desired, &specs, self.world.mode(), self.numbers.entries())?;
-        self.errors = applied.errors.iter().map(ToString::to_string).collect();
+        let (desired, mode) = (self.compiler.desired(), self.world.mode());
+        // What the kernel holds is known to be what was desired before only if nothing went wrong then.
+        let small = std::mem::take(&mut self.clean) && !self.delta.everything;
+        let numbers = self.numbers.take_changed();
+        let applied = if small {
+            self.datapath.apply_delta(desired, &self.delta, &specs, mode, numbers)?
+        } else {
+            self.datapath.apply(desired, &specs, mode, self.numbers.entries())?
+        };
+        self.delta = Delta::default();
+        let errors: Vec<String> = applied.errors.iter().map(ToString::to_string).collect();
+        // A restarted agent takes bindings over from the names file.
+        self.urgent |= self.specs != specs || self.errors != errors || self.last_success.is_none();
+        (self.specs, self.errors) = (specs, errors);
         self.clean = self.errors.is_empty();
         if self.clean {
             self.last_success = Some(SystemTime::now());
@@ -183,13 +229,10 @@ impl Owner {
         Ok(applied)
     }
 
-    /// Addresses and the UIDs of the pods that own them and are known with namespace and service account.
+    /// Addresses of this node's pods that are known with namespace and service account, and their UIDs.
     fn owner_of(&self) -> BTreeMap<IpAddr, String> {
-        owners(&self.world)
-            .into_iter()
-            .filter(|(_, pod)| self.desired.pods.contains_key(&pod.uid))
-            .map(|(address, pod)| (address, pod.uid.clone()))
-            .collect()
+        let pods = self.desired().pods.iter();
+        pods.flat_map(|(uid, pod)| pod.addresses.iter().map(|address| (*address, uid.clone()))).collect()
     }
 
     fn classify_links(&mut self, owner_of: &BTreeMap<IpAddr, String>) {
@@ -246,7 +289,8 @@ impl Owner {
         let gone: Vec<String> = self.retained.iter().filter(|uid| !alive.contains(*uid)).cloned().collect();
         for uid in gone {
             self.retained.remove(&uid);
-            self.world.pods.remove(&uid);
+            self.changes.delete_pod(&mut self.world, &uid);
+            self.look_up_cache = true;
         }
     }
 

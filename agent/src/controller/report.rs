@@ -21,9 +21,9 @@ fn seconds(time: SystemTime) -> u64 {
 
 /// The state of now.
 pub fn state(owner: &Owner, source: &Source) -> State {
-    let names = &owner.desired.names;
+    let names = &owner.desired().names;
     let mut problems: Vec<ProblemState> = owner
-        .desired
+        .desired()
         .problems
         .iter()
         .map(|p| ProblemState {
@@ -40,7 +40,7 @@ pub fn state(owner: &Owner, source: &Source) -> State {
         ),
     }));
     let pods = owner
-        .desired
+        .desired()
         .pods
         .values()
         .flat_map(|pod| pod.addresses.iter().map(|address| (*address, pod.name.clone())))
@@ -90,7 +90,7 @@ pub fn state(owner: &Owner, source: &Source) -> State {
 /// What became of each policy of our own kinds: what the compiler and the source do not understand of it.
 pub fn verdicts(owner: &Owner) -> Verdicts {
     let mut problems: HashMap<String, Vec<String>> = HashMap::new();
-    for problem in &owner.desired.problems {
+    for problem in &owner.desired().problems {
         let text = if problem.field.is_empty() {
             problem.message.clone()
         } else {
@@ -171,7 +171,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
         .iter()
         .map(|candidate| {
             let uid = owner.bindings.uid(candidate.ifindex);
-            let pod = uid.and_then(|uid| owner.desired.pods.get(uid));
+            let pod = uid.and_then(|uid| owner.desired().pods.get(uid));
             let hooks = Direction::ALL
                 .iter()
                 .map(|direction| {
@@ -196,7 +196,7 @@ fn endpoints(owner: &Owner) -> Vec<EndpointState> {
                 uid: uid.map(str::to_owned),
                 unknown: owner.bindings.unknown(candidate.ifindex).name().to_owned(),
                 principal: pod
-                    .and_then(|pod| owner.desired.names.principals.get(&pod.principal).cloned())
+                    .and_then(|pod| owner.desired().names.principals.get(&pod.principal).cloned())
                     .unwrap_or_else(|| "unmanaged".to_owned()),
                 addresses: pod.map_or_else(|| candidate.addresses.clone(), |pod| pod.addresses.clone()),
                 hooks,

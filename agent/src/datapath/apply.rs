@@ -8,16 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aya::maps::MapError;
+use portcullis_common::Direction;
 use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
-use portcullis_common::identity::{FIRST_PRINCIPAL, Identity};
-use portcullis_common::{Direction, Kind};
 
 use super::kernel::ANY;
+use super::scope::Scope;
 use super::{Applied, Datapath, DatapathError, EndpointSpec, HookState, attach, ports, rows, staging, sys};
-use crate::policy::Desired;
+use crate::policy::{Delta, Desired};
 
 impl Datapath {
-    /// Brings the kernel to the desired state. An error in one object does not keep the others from being written.
+    /// Brings the kernel to the desired state; everything is compared. An error in one object does not keep the others
+    /// from being written.
     ///
     /// # Errors
     /// If the state of the kernel cannot even be read, or the revision not be raised.
@@ -30,19 +31,53 @@ impl Datapath {
     ) -> Result<Applied, DatapathError> {
         let mut applied = Applied::default();
         self.write_numbers(numbers, &mut applied);
-        self.stage_rows(desired, &mut applied)?;
-        let mut services = self.write_services(desired, &mut applied)?;
-        self.write_addresses(desired, &mut applied)?;
-        self.remove_services(desired, &mut services, &mut applied)?;
-        let removed = self.slots.apply(
-            &mut self.maps,
-            &self.pins,
-            &self.options.sizes,
-            desired,
-            endpoints,
-            &mut applied,
-        );
-        self.write_rows(desired, &mut applied)?;
+        for subject in std::mem::take(&mut self.failed) {
+            // Written from scratch: what of it is in the kernel is not known.
+            let change = self.rows.remove(subject);
+            self.retire(change);
+        }
+        let scope = Scope::between(&self.addresses, &self.services, &self.rows, desired);
+        self.write(desired, &scope, endpoints, mode, &mut applied)?;
+        Ok(applied)
+    }
+
+    /// As [`Self::apply`], after an apply without an error: only what has changed since then is looked at.
+    ///
+    /// # Errors
+    /// As [`Self::apply`]; then, and after any error in [`Applied::errors`], everything has to be compared.
+    pub fn apply_delta(
+        &mut self,
+        desired: &Desired,
+        delta: &Delta,
+        endpoints: &[EndpointSpec],
+        mode: Mode,
+        numbers: Vec<(NumberKey, Option<Digest>)>,
+    ) -> Result<Applied, DatapathError> {
+        let mut applied = Applied::default();
+        for (key, digest) in numbers {
+            self.write_number(key, digest, &mut applied);
+        }
+        let scope = Scope::of(delta, &self.addresses, desired);
+        self.write(desired, &scope, endpoints, mode, &mut applied)?;
+        Ok(applied)
+    }
+
+    fn write(
+        &mut self,
+        desired: &Desired,
+        scope: &Scope,
+        endpoints: &[EndpointSpec],
+        mode: Mode,
+        applied: &mut Applied,
+    ) -> Result<(), DatapathError> {
+        let staged = self.stage_rows(desired, scope, applied)?;
+        let mut services = self.write_services(desired, scope, applied)?;
+        self.write_addresses(desired, scope, applied)?;
+        self.remove_services(desired, scope, &mut services, applied)?;
+        let removed =
+            self.slots.apply(&mut self.maps, &self.pins, &self.options.sizes, desired, endpoints, applied);
+        self.write_rows(desired, scope.subjects.union(&staged), applied)?;
+        self.local_peers = local_peers(desired);
         let mut judged_anew = applied.writes > services.harmless;
         if self.config(config::MODE)? != mode as u32 {
             self.set_config(config::MODE, mode as u32)?;
@@ -52,9 +87,9 @@ impl Datapath {
             self.raise_revision()?;
             applied.revised = true;
         }
-        self.retire_subjects(desired, &mut applied);
-        self.attach_all(endpoints, &removed, &mut applied);
-        Ok(applied)
+        self.retire_subjects(desired, scope, applied);
+        self.attach_all(endpoints, &removed, applied);
+        Ok(())
     }
 
     fn raise_revision(&mut self) -> Result<(), DatapathError> {
@@ -65,67 +100,85 @@ impl Datapath {
     fn write_numbers(&mut self, numbers: impl Iterator<Item = (NumberKey, Digest)>, applied: &mut Applied) {
         let wanted: BTreeMap<_, _> = numbers.collect();
         for (key, digest) in &wanted {
-            if self.numbers.get(key) == Some(digest) {
-                continue;
-            }
-            match self.maps.numbers.insert(key, digest, ANY) {
-                Ok(()) => drop(self.numbers.insert(*key, *digest)),
-                Err(error) => applied.errors.push(DatapathError::map("write", names::NUMBERS, error)),
-            }
+            self.write_number(*key, Some(*digest), applied);
         }
-        let maps = &mut self.maps;
-        self.numbers.retain(|key, _| {
-            let keep = wanted.contains_key(key);
-            if !keep {
-                let _ = maps.numbers.remove(key);
-            }
-            keep
-        });
+        let gone: Vec<NumberKey> =
+            self.numbers.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for key in gone {
+            self.write_number(key, None, applied);
+        }
     }
 
-    /// Peer classes that addresses and endpoints of services have now.
-    fn live_peers(&self) -> BTreeSet<u32> {
-        let addresses = self.ipcache.values().chain(self.cidrs.values()).map(|identity| identity.peer);
-        addresses.chain(self.services.peers()).collect()
+    fn write_number(&mut self, key: NumberKey, digest: Option<Digest>, applied: &mut Applied) {
+        let Some(digest) = digest else {
+            if self.numbers.remove(&key).is_some() {
+                let _ = self.maps.numbers.remove(&key);
+            }
+            return;
+        };
+        if self.numbers.get(&key) == Some(&digest) {
+            return;
+        }
+        match self.maps.numbers.insert(key, digest, ANY) {
+            Ok(()) => drop(self.numbers.insert(key, digest)),
+            Err(error) => applied.errors.push(DatapathError::map("write", names::NUMBERS, error)),
+        }
     }
 
     /// Before any address moves: new peer classes get in the sets in force what their addresses get today, and new
-    /// subject classes get their rows.
-    fn stage_rows(&mut self, desired: &Desired, applied: &mut Applied) -> Result<(), DatapathError> {
-        for subject in std::mem::take(&mut self.failed) {
-            // Written from scratch: what of it is in the kernel is not known.
-            let change = self.rows.remove(subject);
-            self.retire(change);
-        }
-        let live = self.live_peers();
-        let moves = staging::Moves::between(&self.ipcache, &self.cidrs, &self.services.sets, desired);
-        let in_force: Vec<u32> = self.rows.subjects().collect();
-        for subject in in_force {
-            let Some(rows) = self.rows.rows(subject) else { continue };
-            let Some(staged) = moves.stage(rows, false) else { continue };
-            if !self.write_subject(subject, &Arc::new(staged), &live, applied)? {
-                // Constants need no room: for the moment the new classes get nothing.
+    /// subject classes get their rows. Returns the subject classes whose rows are not the desired ones now.
+    fn stage_rows(
+        &mut self,
+        desired: &Desired,
+        scope: &Scope,
+        applied: &mut Applied,
+    ) -> Result<BTreeSet<u32>, DatapathError> {
+        let mut written = BTreeSet::new();
+        let local_now = local_peers(desired);
+        let newly_local: BTreeSet<u32> = local_now.difference(&self.local_peers).copied().collect();
+        let local = self.local_peers.union(&local_now).copied().collect();
+        let moves = staging::Moves::between(&self.addresses, &self.services.sets, desired, scope, local);
+        if moves.needs_staging() {
+            let in_force: Vec<u32> = self.rows.subjects().collect();
+            for subject in in_force {
                 let Some(rows) = self.rows.rows(subject) else { continue };
-                if let Some(strict) = moves.stage(rows, true) {
-                    let _ = self.write_subject(subject, &Arc::new(strict), &live, applied)?;
+                let Some(staged) = moves.stage(rows, false) else { continue };
+                written.insert(subject);
+                if !self.write_subject(subject, &Arc::new(staged), applied)? {
+                    // Constants need no room: for the moment the new classes get nothing.
+                    let Some(rows) = self.rows.rows(subject) else { continue };
+                    if let Some(strict) = moves.stage(rows, true) {
+                        let _ = self.write_subject(subject, &Arc::new(strict), applied)?;
+                    }
                 }
             }
         }
-        for (subject, rows) in &desired.subjects {
-            if self.rows.rows(*subject).is_none() {
-                let rows = moves.unstaged(rows).map_or_else(|| Arc::clone(rows), Arc::new);
-                // Without room it is said, and denied, when the sets are switched.
-                let _ = self.write_subject(*subject, &rows, &live, applied)?;
-            }
+        for subject in &scope.subjects {
+            let Some(wanted) = desired.subjects.get(subject) else { continue };
+            let rows = match self.rows.rows(*subject) {
+                None => moves.unstaged(wanted).map_or_else(|| Arc::clone(wanted), Arc::new),
+                // Of pods elsewhere: what they may send to a pod that comes to this node.
+                Some(rows) => match staging::newly_met(rows, wanted, &newly_local) {
+                    Some(staged) => Arc::new(staged),
+                    None => continue,
+                },
+            };
+            // Without room it is said, and denied, when the sets are switched.
+            let _ = self.write_subject(*subject, &rows, applied)?;
         }
-        Ok(())
+        Ok(written)
     }
 
     /// After the addresses moved: the desired rows.
-    fn write_rows(&mut self, desired: &Desired, applied: &mut Applied) -> Result<(), DatapathError> {
-        let live = self.live_peers();
-        for (subject, rows) in &desired.subjects {
-            if !self.failed.contains(subject) && !self.write_subject(*subject, rows, &live, applied)? {
+    fn write_rows<'s>(
+        &mut self,
+        desired: &Desired,
+        subjects: impl Iterator<Item = &'s u32>,
+        applied: &mut Applied,
+    ) -> Result<(), DatapathError> {
+        for subject in subjects {
+            let Some(rows) = desired.subjects.get(subject) else { continue };
+            if !self.failed.contains(subject) && !self.write_subject(*subject, rows, applied)? {
                 applied.errors.push(DatapathError::Full {
                     map: names::PORTS,
                     what: format!("a table has no room, so subject class {subject} is denied"),
@@ -142,9 +195,11 @@ impl Datapath {
         &mut self,
         subject: u32,
         rows: &Arc<crate::policy::RowSet>,
-        live: &BTreeSet<u32>,
         applied: &mut Applied,
     ) -> Result<bool, DatapathError> {
+        let Self { addresses, services, .. } = self;
+        // Peer classes that addresses and endpoints of services have now.
+        let live = |peer| addresses.peers().count(peer) + services.peers().count(peer) > 0;
         let change = match self.rows.plan(subject, rows, live, &mut self.tables) {
             Ok(Some(change)) => change,
             Ok(None) => return Ok(true),
@@ -204,11 +259,13 @@ impl Datapath {
         self.retired.functions.extend(change.release);
     }
 
-    fn retire_subjects(&mut self, desired: &Desired, applied: &mut Applied) {
-        let gone: Vec<u32> = self.rows.subjects().filter(|s| !desired.subjects.contains_key(s)).collect();
-        for subject in gone {
-            let _ = self.maps.subjects.set(subject, 0, 0);
-            let change = self.rows.remove(subject);
+    fn retire_subjects(&mut self, desired: &Desired, scope: &Scope, applied: &mut Applied) {
+        for subject in scope.subjects.iter().filter(|s| !desired.subjects.contains_key(s)) {
+            if self.rows.rows(*subject).is_none() {
+                continue;
+            }
+            let _ = self.maps.subjects.set(*subject, 0, 0);
+            let change = self.rows.remove(*subject);
             applied.writes += 1;
             self.retire(change);
         }
@@ -258,77 +315,6 @@ impl Datapath {
         sys::grace_period().map_err(|error| DatapathError::System { call: "membarrier", error })
     }
 
-    fn write_addresses(&mut self, desired: &Desired, applied: &mut Applied) -> Result<(), DatapathError> {
-        let mut failed_nets = Vec::new();
-        let mut failed_addresses = Vec::new();
-        for (net, identity) in &desired.cidrs {
-            if self.cidrs.get(net) == Some(identity) {
-                continue;
-            }
-            match self.maps.put_prefix(*net, identity) {
-                Ok(()) => {
-                    self.cidrs.insert(*net, *identity);
-                    applied.writes += 1;
-                }
-                Err(error) => {
-                    failed_nets.push(*net);
-                    let name = if net.addr().is_ipv4() { names::CIDRS4 } else { names::CIDRS6 };
-                    applied.errors.push(full(&error, name, "--cidrs-size"));
-                }
-            }
-        }
-        // This node and the others first: if room is short, they keep theirs.
-        let ordinary = |identity: &Identity| identity.principal == 0 || identity.principal >= FIRST_PRINCIPAL;
-        let mut changed: Vec<_> =
-            desired.ipcache.iter().filter(|(a, identity)| self.ipcache.get(a) != Some(identity)).collect();
-        changed.sort_by_key(|(_, identity)| (identity.kind != Kind::Host as u8, ordinary(identity)));
-        for (address, identity) in changed {
-            match self.maps.put_address(*address, identity) {
-                Ok(()) => {
-                    self.ipcache.insert(*address, *identity);
-                    applied.writes += 1;
-                }
-                Err(error) => {
-                    failed_addresses.push(*address);
-                    let name = if address.is_ipv4() { names::IPCACHE4 } else { names::IPCACHE6 };
-                    applied.errors.push(full(&error, name, "--ipcache-size"));
-                }
-            }
-        }
-        let overflow = !failed_nets.is_empty() || !failed_addresses.is_empty();
-        // Before entries go: an address that could not be written must not be taken for somebody else's.
-        if self.config(config::OVERFLOW)? != u32::from(overflow) {
-            self.set_config(config::OVERFLOW, u32::from(overflow))?;
-            applied.writes += 1;
-        }
-        // What could not be replaced must not keep its old meaning; the flag above denies it.
-        let failed_addresses: BTreeSet<_> = failed_addresses.into_iter().collect();
-        let failed_nets: BTreeSet<_> = failed_nets.into_iter().collect();
-        let gone: Vec<_> = self
-            .ipcache
-            .keys()
-            .filter(|a| !desired.ipcache.contains_key(a) || failed_addresses.contains(a))
-            .copied()
-            .collect();
-        for address in gone {
-            let _ = self.maps.remove_address(address);
-            self.ipcache.remove(&address);
-            applied.writes += 1;
-        }
-        let gone: Vec<_> = self
-            .cidrs
-            .keys()
-            .filter(|n| !desired.cidrs.contains_key(n) || failed_nets.contains(n))
-            .copied()
-            .collect();
-        for net in gone {
-            let _ = self.maps.remove_prefix(net);
-            self.cidrs.remove(&net);
-            applied.writes += 1;
-        }
-        Ok(())
-    }
-
     fn attach_all(&mut self, endpoints: &[EndpointSpec], removed: &[u32], applied: &mut Applied) {
         for &ifindex in removed {
             for &direction in Direction::ALL {
@@ -361,6 +347,12 @@ impl Datapath {
             }
         }
     }
+}
+
+/// The peer classes of this node's pods.
+fn local_peers(desired: &Desired) -> BTreeSet<u32> {
+    let addresses = desired.pods.values().flat_map(|pod| &pod.addresses);
+    addresses.filter_map(|address| desired.ipcache.get(address)).map(|identity| identity.peer).collect()
 }
 
 /// An error of a write, told apart from a full map.

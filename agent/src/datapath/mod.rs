@@ -4,6 +4,7 @@
 //! may have turned an allow into a deny; what was retired is deleted after a grace period; what cannot be programmed is
 //! denied and reported, never passed.
 
+mod addresses;
 mod adopt;
 mod apply;
 mod attach;
@@ -20,6 +21,7 @@ mod ports;
 pub mod probe;
 mod reader;
 mod rows;
+mod scope;
 mod services;
 mod sizes;
 mod staging;
@@ -27,15 +29,12 @@ pub mod sys;
 pub mod testrun;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use aya::maps::RingBuf;
 use aya::{Ebpf, EbpfLoader};
-use ipnet::IpNet;
 use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
-use portcullis_common::identity::Identity;
 use portcullis_common::policy::RowKey;
 use portcullis_common::{Direction, abi};
 
@@ -87,8 +86,9 @@ pub struct Datapath {
     tables: PortTables,
     rows: RowSets,
     slots: Slots,
-    ipcache: BTreeMap<IpAddr, Identity>,
-    cidrs: BTreeMap<IpNet, Identity>,
+    addresses: scope::Addresses,
+    /// Peer classes of this node's pods, as of the last apply.
+    local_peers: BTreeSet<u32>,
     services: services::Frontends,
     numbers: BTreeMap<NumberKey, Digest>,
     retired: Retired,
@@ -163,8 +163,8 @@ impl Datapath {
         let adopt::Adopted { rows, tables, retired, foreign } = adopt::rows(&maps, &sizes)?;
         let mut datapath = Self {
             slots: Slots::adopt(&maps, &pins, &sizes)?,
-            ipcache: adopt::ipcache(&maps)?,
-            cidrs: adopt::cidrs(&maps)?,
+            addresses: scope::Addresses::new(adopt::ipcache(&maps)?, adopt::cidrs(&maps)?),
+            local_peers: BTreeSet::new(),
             services: services::Frontends::new(adopt::services(&maps)?),
             numbers: adopt::numbers(&maps)?,
             failed: BTreeSet::new(),

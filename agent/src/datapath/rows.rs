@@ -64,7 +64,7 @@ impl RowSets {
         self.live.insert(subject, Live { number, rows: Arc::new(rows) });
     }
 
-    /// Plans the change of a subject class; `live_peers` are the peer classes that addresses have now.
+    /// Plans the change of a subject class; `live` says which peer classes addresses have now.
     ///
     /// A change of at most one row that packets can meet is made in place: replacing a hash element is atomic. Any
     /// other one is written as a new set and switched by one word.
@@ -75,14 +75,14 @@ impl RowSets {
         &mut self,
         subject: u32,
         wanted: &Arc<RowSet>,
-        live_peers: &BTreeSet<u32>,
+        live: impl Fn(u32) -> bool,
         tables: &mut PortTables,
     ) -> Result<Option<Change>, NoRoom> {
         let before = self.live.get(&subject).cloned();
         if before.as_ref().is_some_and(|live| Arc::ptr_eq(&live.rows, wanted) || live.rows == *wanted) {
             return Ok(None);
         }
-        let met = |peer: u32| peer & 0x8000_0000 != 0 || peer == PEER_UNKNOWN || live_peers.contains(&peer);
+        let met = |peer: u32| peer & 0x8000_0000 != 0 || peer == PEER_UNKNOWN || live(peer);
         let mut change = Change::default();
         let in_place = before.as_ref().filter(|live| {
             let differs = |key: &&(Direction, u32)| live.rows.get(*key) != wanted.get(*key);
@@ -166,19 +166,19 @@ mod tests {
     #[test]
     fn one_row_changes_in_place_and_two_make_a_new_set() {
         let (mut sets, mut tables, any) = setup();
-        let live = BTreeSet::from([20, 21]);
+        let live = |peer| [20, 21].contains(&peer);
         let first = rows(&[(any, Verdict::Deny), (20, Verdict::Allow)]);
-        let change = sets.plan(1, &first, &live, &mut tables).unwrap().unwrap();
+        let change = sets.plan(1, &first, live, &mut tables).unwrap().unwrap();
         assert_eq!((change.switch_to, change.put.len(), change.retire.len()), (Some(5), 2, 0));
-        assert_eq!(sets.plan(1, &first, &live, &mut tables).unwrap(), None);
+        assert_eq!(sets.plan(1, &first, live, &mut tables).unwrap(), None);
 
         let one = rows(&[(any, Verdict::Deny), (20, Verdict::Deny)]);
-        let change = sets.plan(1, &one, &live, &mut tables).unwrap().unwrap();
+        let change = sets.plan(1, &one, live, &mut tables).unwrap().unwrap();
         assert_eq!((change.switch_to, change.put.len()), (None, 1));
         assert_eq!(change.put[0].0, RowKey { rowset: 5, peer: 20, direction: 0 });
 
         let wildcard_and_exception = rows(&[(any, Verdict::Allow), (21, Verdict::Deny)]);
-        let change = sets.plan(1, &wildcard_and_exception, &live, &mut tables).unwrap().unwrap();
+        let change = sets.plan(1, &wildcard_and_exception, live, &mut tables).unwrap().unwrap();
         assert_eq!((change.switch_to, change.put.len(), change.retire.len()), (Some(6), 2, 2));
     }
 
@@ -186,9 +186,9 @@ mod tests {
     fn rows_of_classes_that_no_address_has_are_written_beforehand() {
         let (mut sets, mut tables, any) = setup();
         let first = rows(&[(any, Verdict::Deny)]);
-        sets.plan(1, &first, &BTreeSet::new(), &mut tables).unwrap();
+        sets.plan(1, &first, |_| false, &mut tables).unwrap();
         let more = rows(&[(any, Verdict::Deny), (30, Verdict::Allow), (31, Verdict::Allow)]);
-        let change = sets.plan(1, &more, &BTreeSet::new(), &mut tables).unwrap().unwrap();
+        let change = sets.plan(1, &more, |_| false, &mut tables).unwrap().unwrap();
         assert_eq!((change.switch_to, change.put.len()), (None, 2));
     }
 }

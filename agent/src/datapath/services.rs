@@ -12,6 +12,7 @@ use portcullis_common::service::{SERVICE_COMPILED, Service, ServiceEntry, Servic
 
 use super::apply::full;
 use super::kernel::ANY;
+use super::scope::{PeerCounts, Scope};
 use super::{Applied, Datapath, DatapathError};
 use crate::policy::{Desired, EndpointSet};
 
@@ -20,19 +21,39 @@ use crate::policy::{Desired, EndpointSet};
 pub struct Frontends {
     /// The values.
     values: BTreeMap<ServiceKey, Service>,
+    /// How many entries have each peer class.
+    peers: PeerCounts,
     /// The endpoints behind the peer classes that stand for many; of an earlier agent's they are not known.
     pub sets: BTreeMap<u32, Arc<EndpointSet>>,
 }
 
 impl Frontends {
     /// What an earlier agent left.
-    pub const fn new(values: BTreeMap<ServiceKey, Service>) -> Self {
-        Self { values, sets: BTreeMap::new() }
+    pub fn new(values: BTreeMap<ServiceKey, Service>) -> Self {
+        let mut peers = PeerCounts::default();
+        values.values().flat_map(entries).for_each(|entry| peers.add(entry.peer));
+        Self { values, peers, sets: BTreeMap::new() }
+    }
+
+    /// The frontends.
+    pub const fn values(&self) -> &BTreeMap<ServiceKey, Service> {
+        &self.values
     }
 
     /// Peer classes that packets can meet by way of a frontend.
-    pub fn peers(&self) -> impl Iterator<Item = u32> + '_ {
-        self.values.values().flat_map(entries).map(|entry| entry.peer)
+    pub const fn peers(&self) -> &PeerCounts {
+        &self.peers
+    }
+
+    /// A frontend was written, or removed; returns what it was.
+    fn set(&mut self, key: ServiceKey, service: Option<Service>) -> Option<Service> {
+        let before = match service {
+            Some(service) => self.values.insert(key, service),
+            None => self.values.remove(&key),
+        };
+        before.iter().flat_map(entries).for_each(|entry| self.peers.remove(entry.peer));
+        service.iter().flat_map(entries).for_each(|entry| self.peers.add(entry.peer));
+        before
     }
 }
 
@@ -83,27 +104,28 @@ impl Datapath {
     pub(super) fn write_services(
         &mut self,
         desired: &Desired,
+        scope: &Scope,
         applied: &mut Applied,
     ) -> Result<Outcome, DatapathError> {
         let mut outcome = Outcome::default();
         let of_address = |key: &ServiceKey| key.address != Addr6::default();
-        let mut changed: Vec<_> = desired
-            .services
-            .iter()
-            .filter(|(key, service)| self.services.values.get(key) != Some(service))
-            .collect();
+        let wanted = scope.services.iter().filter_map(|key| desired.services.get_key_value(key));
+        let mut changed: Vec<_> =
+            wanted.filter(|(key, service)| self.services.values.get(key) != Some(service)).collect();
         changed.sort_by_key(|(key, _)| of_address(key));
         for (key, service) in changed {
             if self.maps.services.insert(key, service, ANY).is_err() {
                 outcome.missing.push(*key);
                 continue;
             }
-            let old = self.services.values.insert(*key, *service);
+            let old = self.services.set(*key, Some(*service));
             let old = old.as_ref().map(|old| (old, &self.services.sets));
             applied.writes += 1;
             outcome.harmless += usize::from(!tightens(old, (service, &desired.sets)));
         }
-        self.services.sets.extend(desired.sets.iter().map(|(number, set)| (*number, Arc::clone(set))));
+        if self.services.sets != desired.sets {
+            self.services.sets.extend(desired.sets.iter().map(|(number, set)| (*number, Arc::clone(set))));
+        }
         if !outcome.missing.is_empty() {
             // At once: their addresses become a service's next.
             self.note_missing(&outcome.missing, applied)?;
@@ -115,25 +137,24 @@ impl Datapath {
     pub(super) fn remove_services(
         &mut self,
         desired: &Desired,
+        scope: &Scope,
         outcome: &mut Outcome,
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
         let missing: BTreeSet<ServiceKey> = std::mem::take(&mut outcome.missing).into_iter().collect();
-        let maps = &mut self.maps;
-        self.services.values.retain(|key, _| {
-            // What could not be replaced must not keep its old meaning.
-            let keep = desired.services.contains_key(key) && !missing.contains(key);
-            if !keep {
-                let _ = maps.services.remove(key);
+        // What could not be replaced must not keep its old meaning.
+        let gone = scope.services.iter().filter(|key| !desired.services.contains_key(key));
+        for key in gone.chain(&missing) {
+            if self.services.set(*key, None).is_some() {
+                let _ = self.maps.services.remove(key);
                 applied.writes += 1;
             }
-            keep
-        });
+        }
         for key in missing {
             let Some(service) = desired.services.get(&key) else { continue };
             match self.maps.services.insert(key, service, ANY) {
                 Ok(()) => {
-                    self.services.values.insert(key, *service);
+                    self.services.set(key, Some(*service));
                     applied.writes += 1;
                 }
                 Err(error) => {
@@ -142,7 +163,9 @@ impl Datapath {
                 }
             }
         }
-        self.services.sets.clone_from(&desired.sets);
+        if self.services.sets != desired.sets {
+            self.services.sets.clone_from(&desired.sets);
+        }
         self.note_missing(&outcome.missing, applied)
     }
 

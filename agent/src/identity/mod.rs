@@ -9,4 +9,4 @@ mod owners;
 
 pub use cached::cached_addresses;
 pub use numbers::{DEFAULT_SUBJECTS, Numbers};
-pub use owners::{is_known, owners};
+pub use owners::{claims, is_known, owners, started};

@@ -4,7 +4,7 @@
 //! counter may hold it longer than the compiler needs it. Definitions are remembered by digest, so that numbers
 //! survive a restart in a pinned map.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use portcullis_common::abi::{Digest, NumberKey, NumberSpace};
 use portcullis_common::identity::{FIRST_PEER, FIRST_PRINCIPAL, FIRST_SUBJECT};
@@ -25,6 +25,8 @@ pub struct Numbers {
     peers: Space,
     subjects: Space,
     rules: Space,
+    /// What was handed out or given back since [`Self::take_changed`].
+    changed: BTreeSet<NumberKey>,
 }
 
 impl Default for Numbers {
@@ -41,6 +43,7 @@ impl Numbers {
             peers: Space::new(FIRST_PEER, END),
             subjects: Space::new(FIRST_SUBJECT, subjects),
             rules: Space::new(1, END),
+            changed: BTreeSet::new(),
         }
     }
 
@@ -66,34 +69,64 @@ impl Numbers {
         })
     }
 
-    /// Starts a compile: from here on every number counts as unused until it is asked for.
+    /// Starts a compile from nothing: from here on every number counts as unused until it is asked for.
     pub fn begin(&mut self) {
         for space in [&mut self.principals, &mut self.peers, &mut self.subjects, &mut self.rules] {
-            space.taken.values_mut().for_each(|taken| taken.used = false);
+            space.taken.values_mut().for_each(|taken| taken.uses = 0);
+            space.unused = space.taken.keys().copied().collect();
         }
     }
 
-    /// The number of a definition; `0` when the space is full. No real number is `0`, and what carries it is denied.
+    /// The number of a definition, with one more user; `0` when the space is full. No real number is `0`, and what
+    /// carries it is denied.
     pub fn number(&mut self, space: NumberSpace, definition: &str) -> u32 {
-        self.space_mut(space).number(digest(definition))
+        let (number, new) = self.space_mut(space).number(digest(definition));
+        if new {
+            self.changed.insert(NumberKey { space: space as u32, number });
+        }
+        number
     }
 
-    /// The numbers that nobody asked for since [`Self::begin`]. They stay taken until they are freed.
+    /// Whether a new definition would get a number.
+    pub fn has_room(&self, space: NumberSpace) -> bool {
+        let found = self.spaces().into_iter().find(|(id, _)| *id == space);
+        found.is_some_and(|(_, space)| space.taken.len() < (space.end - space.first) as usize)
+    }
+
+    /// One user less; `true` if that was the last one. The number stays taken until it is freed.
+    pub fn release(&mut self, space: NumberSpace, number: u32) -> bool {
+        self.space_mut(space).release(number)
+    }
+
+    /// The numbers that have no user. They stay taken until they are freed.
     pub fn unused(&self) -> impl Iterator<Item = NumberKey> {
         self.spaces().into_iter().flat_map(|(id, space)| {
-            let unused = space.taken.iter().filter(|(_, taken)| !taken.used);
-            unused.map(move |(&number, _)| NumberKey { space: id as u32, number })
+            space.unused.iter().map(move |&number| NumberKey { space: id as u32, number })
         })
     }
 
     /// Gives a number back, once nothing can hold it any more. `false`: it is in use (again) or was free already, and
     /// nothing was done.
     pub fn free(&mut self, key: NumberKey) -> bool {
-        self.space_of_key(key).is_some_and(|space| space.free(key.number))
+        let freed = self.space_of_key(key).is_some_and(|space| space.free(key.number));
+        if freed {
+            self.changed.insert(key);
+        }
+        freed
+    }
+
+    /// The numbers that were handed out (with their digest) or given back since the last call.
+    pub fn take_changed(&mut self) -> Vec<(NumberKey, Option<Digest>)> {
+        let changed = std::mem::take(&mut self.changed);
+        let digest = |key: NumberKey| {
+            let space = self.spaces().into_iter().find(|(id, _)| *id as u32 == key.space)?.1;
+            space.taken.get(&key.number).map(|taken| taken.digest)
+        };
+        changed.into_iter().map(|key| (key, digest(key))).collect()
     }
 
     fn spaces(&self) -> [(NumberSpace, &Space); 4] {
-        let Self { principals, peers, subjects, rules } = self;
+        let Self { principals, peers, subjects, rules, changed: _ } = self;
         [
             (NumberSpace::Principal, principals),
             (NumberSpace::Peer, peers),
@@ -129,7 +162,7 @@ fn digest(definition: &str) -> Digest {
 #[derive(Clone, Debug)]
 struct Taken {
     digest: Digest,
-    used: bool,
+    uses: u32,
 }
 
 /// The numbers of one kind: `first..end`.
@@ -139,13 +172,22 @@ struct Space {
     end: u32,
     taken: BTreeMap<u32, Taken>,
     by_digest: HashMap<Digest, u32>,
+    /// Those of the taken ones that have no user.
+    unused: BTreeSet<u32>,
     /// No number below is free, so that a search need not start at `first`.
     lowest: u32,
 }
 
 impl Space {
     fn new(first: u32, end: u32) -> Self {
-        Self { first, end, taken: BTreeMap::new(), by_digest: HashMap::new(), lowest: first }
+        Self {
+            first,
+            end,
+            taken: BTreeMap::new(),
+            by_digest: HashMap::new(),
+            unused: BTreeSet::new(),
+            lowest: first,
+        }
     }
 
     fn adopt(&mut self, number: u32, digest: Digest) {
@@ -154,20 +196,31 @@ impl Space {
         }
         // A digest found twice keeps its first number; the other is still reserved, because somebody may hold it.
         self.by_digest.entry(digest).or_insert(number);
-        self.taken.insert(number, Taken { digest, used: false });
+        self.taken.insert(number, Taken { digest, uses: 0 });
+        self.unused.insert(number);
     }
 
-    fn number(&mut self, digest: Digest) -> u32 {
-        let number = match self.by_digest.get(&digest) {
-            Some(&number) => number,
-            None => match self.lowest_free() {
-                Some(number) => number,
-                None => return NONE,
-            },
-        };
+    /// The number, and whether it was free before.
+    fn number(&mut self, digest: Digest) -> (u32, bool) {
+        if let Some(&number) = self.by_digest.get(&digest) {
+            let taken = self.taken.entry(number).or_insert(Taken { digest, uses: 0 });
+            taken.uses += 1;
+            self.unused.remove(&number);
+            return (number, false);
+        }
+        let Some(number) = self.lowest_free() else { return (NONE, false) };
         self.by_digest.insert(digest, number);
-        self.taken.insert(number, Taken { digest, used: true });
-        number
+        self.taken.insert(number, Taken { digest, uses: 1 });
+        (number, true)
+    }
+
+    fn release(&mut self, number: u32) -> bool {
+        let Some(taken) = self.taken.get_mut(&number).filter(|taken| taken.uses > 0) else { return false };
+        taken.uses -= 1;
+        if taken.uses == 0 {
+            self.unused.insert(number);
+        }
+        taken.uses == 0
     }
 
     fn lowest_free(&mut self) -> Option<u32> {
@@ -182,11 +235,12 @@ impl Space {
 
     fn free(&mut self, number: u32) -> bool {
         match self.taken.get(&number) {
-            Some(taken) if !taken.used => {
+            Some(taken) if taken.uses == 0 => {
                 if self.by_digest.get(&taken.digest) == Some(&number) {
                     self.by_digest.remove(&taken.digest);
                 }
                 self.taken.remove(&number);
+                self.unused.remove(&number);
                 self.lowest = self.lowest.min(number);
                 true
             }

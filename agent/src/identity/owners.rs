@@ -13,19 +13,31 @@ use crate::model::{Pod, World};
 /// [`World::cached`] says.
 pub fn owners(world: &World) -> BTreeMap<IpAddr, &Pod> {
     let mut owners: BTreeMap<IpAddr, (i64, &Pod)> = BTreeMap::new();
-    for pod in world.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
-        let cached = world.cached.get(&pod.uid);
-        let early = cached.filter(|_| pod.addresses.is_empty()).into_iter().flat_map(|c| &c.addresses);
-        for &address in pod.addresses.iter().chain(early) {
-            let given = cached.filter(|cached| cached.addresses.contains(&address));
-            let started = given.map_or(pod.sandbox_started, |given| given.started.max(pod.sandbox_started));
-            let owner = owners.entry(address).or_insert((started, pod));
-            if (started, &pod.uid) > (owner.0, &owner.1.uid) {
-                *owner = (started, pod);
+    for pod in world.pods.values() {
+        for address in claims(world, pod) {
+            let claim = (started(world, pod, address), pod);
+            let owner = owners.entry(address).or_insert(claim);
+            if (claim.0, &claim.1.uid) > (owner.0, &owner.1.uid) {
+                *owner = claim;
             }
         }
     }
     owners.into_iter().map(|(address, (_, pod))| (address, pod)).collect()
+}
+
+/// The addresses that a pod claims.
+pub fn claims<'w>(world: &'w World, pod: &'w Pod) -> impl Iterator<Item = IpAddr> + 'w {
+    let early = || world.cached.get(&pod.uid).filter(|_| pod.addresses.is_empty());
+    let own = !pod.host_network && !pod.finished;
+    let early = own.then(early).flatten().into_iter().flat_map(|cached| &cached.addresses);
+    let told = if own { pod.addresses.as_slice() } else { &[] };
+    told.iter().chain(early).copied()
+}
+
+/// When the pod was given an address that it claims.
+pub fn started(world: &World, pod: &Pod, address: IpAddr) -> i64 {
+    let given = world.cached.get(&pod.uid).filter(|cached| cached.addresses.contains(&address));
+    given.map_or(pod.sandbox_started, |given| given.started.max(pod.sandbox_started))
 }
 
 /// Whether a pod can be judged: its namespace and its service account are known too. Before that a selector such as

@@ -24,6 +24,7 @@ pub struct Region {
 }
 
 /// The regions by prefix.
+#[derive(Default)]
 pub struct Regions {
     by_prefix: BTreeMap<IpNet, Region>,
     /// Prefix lengths that occur, longest first.

@@ -1,7 +1,7 @@
 //! The policies in force, with their selectors and blocks replaced by indexes: equal ones share an index, whichever
 //! policy they stand in, and a class of peers is described by a few sorted lists of them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 
 use portcullis_common::{Direction, Kind};
@@ -11,6 +11,7 @@ use super::selector::{Namespaces, PodSelector, Selector};
 use crate::model::Labels;
 
 /// Every policy in force and what they name.
+#[derive(Default)]
 pub struct Linked {
     /// In the order in which they act.
     pub policies: Vec<LinkedPolicy>,
@@ -22,6 +23,12 @@ pub struct Linked {
     pub peer_port_names: BTreeSet<String>,
     /// What the rules are called, by [`RuleId`].
     pub rule_names: Vec<String>,
+    /// Keys of the pods' labels that a selector looks at: by others no pods are told apart.
+    pub pod_label_keys: HashSet<String>,
+    /// Which of [`Self::selectors`] look at a namespace.
+    pub selector_index: NamespaceIndex,
+    /// Whose subjects, of [`Self::policies`], are in a namespace.
+    pub policy_index: NamespaceIndex,
 }
 
 /// Index of a rule, or of an isolation, among all that are in force.
@@ -29,7 +36,7 @@ pub type RuleId = usize;
 
 /// A policy in force.
 pub struct LinkedPolicy {
-    /// As it was translated.
+    /// As it was translated, without its sections.
     pub policy: Policy,
     ingress: Option<LinkedSection>,
     egress: Option<LinkedSection>,
@@ -123,36 +130,63 @@ impl Linked {
             .map(|policy| LinkedPolicy {
                 ingress: linker.section(&policy, Direction::Ingress),
                 egress: linker.section(&policy, Direction::Egress),
-                policy,
+                // Linked, the sections are needed no more: of ten thousand policies they are most of the memory.
+                policy: Policy { ingress: None, egress: None, ..policy },
             })
             .collect();
         let Linker { selectors, blocks, peer_port_names, rule_names } = linker;
-        Self { policies, selectors: selectors.items, blocks: blocks.items, peer_port_names, rule_names }
+        let mut all = Self {
+            policies,
+            selectors: selectors.items,
+            blocks: blocks.items,
+            peer_port_names,
+            rule_names,
+            ..Self::default()
+        };
+        let subjects = all.policies.iter().map(|policy| &policy.policy.subject);
+        for selector in all.selectors.iter().chain(subjects.clone()) {
+            all.pod_label_keys.extend(selector.labels.keys().map(str::to_owned));
+        }
+        all.selector_index = NamespaceIndex::new(all.selectors.iter());
+        all.policy_index = NamespaceIndex::new(subjects);
+        all
+    }
+
+    /// By what the policies of a subject are put in the order in which they act.
+    pub fn order(&self, policy: u32) -> impl Ord + '_ {
+        self.policies[policy as usize].policy.place()
     }
 }
 
-/// For each namespace the selectors that look at it, by index, ascending.
-pub fn by_namespace<'a, 'w>(
-    selectors: impl Iterator<Item = &'a PodSelector>,
-    namespaces: impl Iterator<Item = (&'w String, &'w Labels)>,
-) -> HashMap<&'w str, Vec<u32>> {
-    let mut named: HashMap<&str, Vec<u32>> = HashMap::new();
-    let mut labelled: HashMap<&Selector, Vec<u32>> = HashMap::new();
-    for (id, selector) in (0..).zip(selectors) {
-        match &selector.namespaces {
-            Namespaces::Named(name) => named.entry(name).or_default().push(id),
-            Namespaces::Labelled(labels) => labelled.entry(labels).or_default().push(id),
+/// Selectors by the namespaces that they look at.
+#[derive(Default)]
+pub struct NamespaceIndex {
+    named: HashMap<String, Vec<u32>>,
+    labelled: HashMap<Selector, Vec<u32>>,
+}
+
+impl NamespaceIndex {
+    /// Of selectors, by their place.
+    fn new<'a>(selectors: impl Iterator<Item = &'a PodSelector>) -> Self {
+        let mut index = Self::default();
+        for (id, selector) in (0..).zip(selectors) {
+            match &selector.namespaces {
+                Namespaces::Named(name) => index.named.entry(name.clone()).or_default().push(id),
+                Namespaces::Labelled(labels) => index.labelled.entry(labels.clone()).or_default().push(id),
+            }
         }
+        index
     }
-    let of = |(name, labels): (&'w String, _)| {
-        let mut ids = named.get(name.as_str()).cloned().unwrap_or_default();
-        for (_, matching) in labelled.iter().filter(|(selector, _)| selector.matches(labels)) {
+
+    /// Those that look at a namespace, ascending.
+    pub fn of(&self, name: &str, labels: &Labels) -> Vec<u32> {
+        let mut ids = self.named.get(name).cloned().unwrap_or_default();
+        for (_, matching) in self.labelled.iter().filter(|(selector, _)| selector.matches(labels)) {
             ids.extend(matching);
         }
         ids.sort_unstable();
-        (name.as_str(), ids)
-    };
-    namespaces.map(of).collect()
+        ids
+    }
 }
 
 /// Gives equal items one index.

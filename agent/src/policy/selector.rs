@@ -89,6 +89,11 @@ impl Selector {
     pub fn is_everything(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// The keys of the labels that it looks at.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|requirement| requirement.key.as_str())
+    }
 }
 
 /// Which namespaces a selector of pods looks at.

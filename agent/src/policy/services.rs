@@ -3,30 +3,25 @@
 //! Invariant: where it cannot be known which endpoint a flow will reach, or whether its node will judge it again, every
 //! endpoint counts. Endpoints that policies cannot tell apart are one entry.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
 use ipnet::IpNet;
-use portcullis_common::abi::{Addr6, NumberSpace};
+use portcullis_common::abi::Addr6;
 use portcullis_common::policy::PortKey;
-use portcullis_common::service::{
-    EXPOSED, SERVICE_COMPILED, SERVICE_ENTRIES, Served, Service, ServiceEntry, ServiceKey, Tally, entry_flags,
-};
+use portcullis_common::service::{EXPOSED, Served, Service, ServiceEntry, ServiceKey, Tally, entry_flags};
 use portcullis_common::{Direction, Identity, Kind};
 
+use super::compiler::{Claims, Holder};
 use super::desired::{Desired, EndpointSet, Function, Problem, RowSet, function_of};
 use super::ir::protocol_name;
-use super::population::{Holder, Population};
 use super::selector::list;
-use crate::identity::Numbers;
-use crate::model::{self, EndpointSlice, World};
+use crate::model::{self, EndpointSlice, Pod, World};
 
-/// The addresses of services, and whether each is only borrowed: an external one, which exists without the service.
-pub fn addresses(world: &World) -> BTreeMap<IpAddr, bool> {
-    let external = world.services.values().flat_map(|service| &service.external_addresses);
-    let cluster = world.services.values().flat_map(|service| &service.cluster_addresses);
-    external.map(|address| (*address, true)).chain(cluster.map(|address| (*address, false))).collect()
+/// The addresses of a service, and whether each is only borrowed: an external one, which exists without the service.
+pub fn addresses(service: &model::Service) -> Vec<(IpAddr, bool)> {
+    let external = service.external_addresses.iter().map(|address| (*address, true));
+    external.chain(service.cluster_addresses.iter().map(|address| (*address, false))).collect()
 }
 
 /// The ranges that services get their addresses from.
@@ -70,39 +65,17 @@ pub fn row_of_set(rows: &RowSet, set: &EndpointSet) -> Function {
     Function::constant(decision)
 }
 
-/// A frontend on its way to its value.
-#[derive(Default)]
-struct Frontend {
-    entries: BTreeSet<ServiceEntry>,
-    names: BTreeSet<String>,
+/// What a service has to say about one of its frontends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frontend {
+    /// Who stands behind it.
+    pub entries: BTreeSet<ServiceEntry>,
+    /// What it is called; several ports of a service can share one.
+    pub names: BTreeSet<String>,
 }
 
-/// Fills in the frontends. The identities of all addresses must be there.
-pub fn compile(world: &World, population: &Population<'_>, numbers: &mut Numbers, desired: &mut Desired) {
-    let mut frontends: BTreeMap<ServiceKey, Frontend> = BTreeMap::new();
-    {
-        let compiler = Compiler::new(world, population, desired);
-        for service in world.services.values() {
-            compiler.service(service, &mut frontends);
-        }
-    }
-    problems(world, population, desired);
-    let mut sets = HashMap::new();
-    for (key, Frontend { entries, names }) in frontends {
-        let name = names.into_iter().collect::<Vec<_>>().join(", ");
-        let value = if entries.len() > SERVICE_ENTRIES {
-            let entry = set_entry(&entries, key.protocol, &name, &mut sets, numbers, desired);
-            value(&key, SERVICE_COMPILED, [entry])
-        } else {
-            let count = u32::try_from(entries.len()).unwrap_or_default();
-            value(&key, count, ordered(&entries, &desired.names.peers))
-        };
-        desired.services.insert(key, value);
-        desired.names.services.insert(key, name);
-    }
-}
-
-fn value(key: &ServiceKey, count: u32, entries: impl IntoIterator<Item = ServiceEntry>) -> Service {
+/// The value of a frontend with so many entries.
+pub fn value(key: &ServiceKey, count: u32, entries: impl IntoIterator<Item = ServiceEntry>) -> Service {
     let mut value = Service { tag: key.tag(), count, ..Service::default() };
     for (to, entry) in value.entries.iter_mut().zip(entries) {
         *to = entry;
@@ -111,41 +84,34 @@ fn value(key: &ServiceKey, count: u32, entries: impl IntoIterator<Item = Service
 }
 
 /// The entries in an order that does not depend on numbers: where several decide alike, the first one is told and counted.
-fn ordered(entries: &BTreeSet<ServiceEntry>, peers: &BTreeMap<u32, String>) -> Vec<ServiceEntry> {
+pub fn ordered(entries: &BTreeSet<ServiceEntry>, peers: &BTreeMap<u32, String>) -> Vec<ServiceEntry> {
     let place = |entry: &ServiceEntry| (peers.get(&entry.peer), entry.port, entry.flags);
     let mut ordered: Vec<ServiceEntry> = entries.iter().copied().collect();
     ordered.sort_by(|a, b| place(a).cmp(&place(b)));
     ordered
 }
 
-/// The one entry that stands for more endpoints than a frontend can list: a peer class of their own, the same for the
-/// same endpoints.
-fn set_entry(
+/// What makes an endpoint set: the same text for the same endpoints. `peers` are the names of the classes.
+pub fn set_definition(
     entries: &BTreeSet<ServiceEntry>,
     protocol: u8,
-    frontend: &str,
-    sets: &mut HashMap<String, u32>,
-    numbers: &mut Numbers,
-    desired: &mut Desired,
-) -> ServiceEntry {
+    peers: &BTreeMap<u32, String>,
+) -> String {
     let mut members: Vec<String> = entries
         .iter()
         .map(|entry| {
-            let class = desired.names.peers.get(&entry.peer).map_or("?", String::as_str);
+            let class = peers.get(&entry.peer).map_or("?", String::as_str);
             let again = if entry.is_judged_again() { " judged again" } else { "" };
             format!("({class}) on {}{again}", entry.port)
         })
         .collect();
     members.sort_unstable();
-    let definition = format!("service; {} endpoints {}", protocol_name(protocol), list(members));
-    let count = entries.len();
-    let peer = *sets.entry(definition).or_insert_with_key(|definition| {
-        let number = numbers.number(NumberSpace::Peer, definition);
-        desired.names.peers.insert(number, format!("{count} kinds of endpoints of service {frontend}"));
-        let entries = ordered(entries, &desired.names.peers);
-        desired.sets.insert(number, Arc::new(EndpointSet { protocol, entries }));
-        number
-    });
+    format!("service; {} endpoints {}", protocol_name(protocol), list(members))
+}
+
+/// The one entry that stands for more endpoints than a frontend can list: a peer class of their own, the same for the
+/// same endpoints.
+pub fn set_entry(entries: &BTreeSet<ServiceEntry>, peer: u32) -> ServiceEntry {
     let mut principals = entries.iter().map(|entry| entry.principal);
     let first = principals.next().unwrap_or_default();
     let principal = if principals.all(|other| other == first) { first } else { Kind::Unmanaged.principal() };
@@ -154,56 +120,67 @@ fn set_entry(
     ServiceEntry { peer, principal, port: 0, kind, flags: 0 }
 }
 
-/// Addresses of services that are somebody's: those stay what they are.
-fn problems(world: &World, population: &Population<'_>, desired: &mut Desired) {
-    for service in world.services.values() {
-        for address in service.cluster_addresses.iter().chain(&service.external_addresses) {
-            if let Some(Holder::Pod(pod, _)) = population.holders.get(address) {
-                desired.problems.push(Problem {
-                    object: format!("Service {}/{}", service.namespace, service.name),
-                    field: String::new(),
-                    message: format!(
-                        "{address} is the address of pod {}/{}: it stays that pod's, and what is sent to it is \
-                         judged as sent to the pod; give the service another address",
-                        pod.namespace, pod.name
-                    ),
-                });
-            }
+/// Addresses of a service that are somebody's: those stay what they are.
+pub fn problems(service: &model::Service, world: &World, claims: &Claims) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for address in service.cluster_addresses.iter().chain(&service.external_addresses) {
+        if let Some(Holder::Pod(pod)) = claims.holder(world, *address) {
+            problems.push(Problem {
+                object: format!("Service {}/{}", service.namespace, service.name),
+                field: String::new(),
+                message: format!(
+                    "{address} is the address of pod {}/{}: it stays that pod's, and what is sent to it is \
+                     judged as sent to the pod; give the service another address",
+                    pod.namespace, pod.name
+                ),
+            });
         }
     }
+    problems
 }
 
-struct Compiler<'a> {
-    population: &'a Population<'a>,
-    desired: &'a Desired,
-    slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
-    /// The name of this node.
-    node: &'a str,
+/// Nodes whose agent judges what comes to their pods.
+pub fn judging(world: &World) -> BTreeSet<String> {
+    let settings = &world.settings;
+    let agents =
+        world.pods.values().filter(|pod| pod.judges && !pod.finished && pod.namespace == settings.namespace);
+    let mut judging: BTreeSet<String> = agents.map(|pod| pod.node.clone()).collect();
+    judging.insert(settings.node_name.clone());
+    // Of a pod or an agent that does not say where it is nothing is known.
+    judging.remove("");
+    judging
+}
+
+/// What the frontends of a service are made from.
+pub struct Serving<'a> {
+    /// The world.
+    pub world: &'a World,
+    /// Who has which address.
+    pub claims: &'a Claims,
+    /// The identities of all addresses.
+    pub desired: &'a Desired,
     /// Nodes whose agent judges what comes to their pods.
-    judging: BTreeSet<&'a str>,
+    pub judging: &'a BTreeSet<String>,
 }
 
-impl<'a> Compiler<'a> {
-    fn new(world: &'a World, population: &'a Population<'a>, desired: &'a Desired) -> Self {
-        let mut slices: HashMap<_, Vec<_>> = HashMap::new();
-        for slice in world.endpoint_slices.values().filter(|slice| !slice.service.is_empty()) {
-            slices.entry((slice.namespace.as_str(), slice.service.as_str())).or_default().push(slice);
-        }
-        let settings = &world.settings;
-        let agents = world
-            .pods
-            .values()
-            .filter(|pod| pod.judges && !pod.finished && pod.namespace == settings.namespace);
-        let mut judging: BTreeSet<&str> = agents.map(|pod| pod.node.as_str()).collect();
-        judging.insert(&settings.node_name);
-        // Of a pod or an agent that does not say where it is nothing is known.
-        judging.remove("");
-        Self { population, desired, slices, node: &settings.node_name, judging }
+impl Serving<'_> {
+    /// What a service has to say, with all of its slices.
+    pub fn frontends(
+        &self,
+        service: &model::Service,
+        slices: &[&EndpointSlice],
+    ) -> BTreeMap<ServiceKey, Frontend> {
+        let mut frontends = BTreeMap::new();
+        self.service(service, slices, &mut frontends);
+        frontends
     }
 
-    fn service(&self, service: &model::Service, frontends: &mut BTreeMap<ServiceKey, Frontend>) {
-        let slices = self.slices.get(&(service.namespace.as_str(), service.name.as_str()));
-        let slices = slices.map(Vec::as_slice).unwrap_or_default();
+    fn service(
+        &self,
+        service: &model::Service,
+        slices: &[&EndpointSlice],
+        frontends: &mut BTreeMap<ServiceKey, Frontend>,
+    ) {
         let families = [
             (IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::is_ipv4 as fn(&IpAddr) -> bool),
             (IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::is_ipv6),
@@ -273,8 +250,8 @@ impl<'a> Compiler<'a> {
 
     /// Whether an address is that of a pod of this node, or of one that does not say where it is.
     fn is_here(&self, address: &IpAddr) -> bool {
-        match self.population.holders.get(address) {
-            Some(Holder::Pod(pod, _)) => pod.node.is_empty() || pod.node == self.node,
+        match self.claims.holder(self.world, *address) {
+            Some(Holder::Pod(pod)) => is_local(self.world, pod),
             _ => false,
         }
     }
@@ -302,9 +279,14 @@ impl<'a> Compiler<'a> {
 
     /// Whether the node of an endpoint judges what comes to it, by the pod that it comes from.
     fn is_judged_again(&self, address: &IpAddr) -> bool {
-        match self.population.holders.get(address) {
-            Some(Holder::Pod(pod, _)) => self.judging.contains(pod.node.as_str()),
+        match self.claims.holder(self.world, *address) {
+            Some(Holder::Pod(pod)) => self.judging.contains(pod.node.as_str()),
             _ => false,
         }
     }
+}
+
+/// Whether a pod is one of this node's: it runs here, or nothing says where it runs.
+pub fn is_local(world: &World, pod: &Pod) -> bool {
+    pod.node.is_empty() || pod.node == world.settings.node_name
 }

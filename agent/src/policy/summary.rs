@@ -1,6 +1,6 @@
 //! What each policy does, in a few words, for people: status and dumps.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 
 use portcullis_common::Direction;
 use portcullis_common::abi::Mode;
@@ -40,38 +40,52 @@ pub fn summarize(world: &World) -> Vec<PolicySummary> {
     policies.extend(world.identity_policies.values().map(|p| identity_policy::translate(p, &mut ignored)));
     let of_cluster = world.cluster_identity_policies.values();
     policies.extend(of_cluster.map(|p| cluster_identity_policy::translate(p, &mut ignored)));
-    policies.into_iter().map(|policy| summary(world, &policy)).collect()
+    let pods = alike(world);
+    policies.into_iter().map(|policy| summary(world, &pods, &policy)).collect()
 }
 
-fn summary(world: &World, policy: &Policy) -> PolicySummary {
+/// The pods of a namespace that selectors cannot tell apart, and how many there are.
+type Alike<'w> = HashMap<(&'w str, &'w Labels), usize>;
+
+/// The pods that policies can be about, by namespace.
+fn alike(world: &World) -> HashMap<&str, Alike<'_>> {
+    let mut found: HashMap<&str, Alike<'_>> = HashMap::new();
+    for pod in world.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+        let alike = found.entry(&pod.namespace).or_default();
+        *alike.entry((&pod.service_account, &pod.labels)).or_default() += 1;
+    }
+    found
+}
+
+fn summary(world: &World, pods: &HashMap<&str, Alike<'_>>, policy: &Policy) -> PolicySummary {
     let label = world.namespaces.get(&policy.name.namespace).and_then(|n| n.labels.get(MODE_KEY));
     let namespace_mode = match label.map(|text| text.to_ascii_lowercase()).as_deref() {
         Some("off") => Mode::Off,
         Some("audit") => Mode::Audit,
         _ => Mode::Enforce,
     };
-    let nothing = Labels::new();
-    let in_namespaces: BTreeSet<&str> = match &policy.subject.namespaces {
-        Namespaces::Named(name) => BTreeSet::from([name.as_str()]),
+    let in_namespaces: Vec<&str> = match &policy.subject.namespaces {
+        Namespaces::Named(name) => vec![name],
         Namespaces::Labelled(selector) => {
-            let namespaces =
-                world.namespaces.values().filter(|namespace| selector.matches(&namespace.labels));
+            let namespaces = world.namespaces.values().filter(|found| selector.matches(&found.labels));
             namespaces.map(|namespace| namespace.name.as_str()).collect()
         }
     };
-    let selected = |pod: &&crate::model::Pod| {
-        let account = world.service_accounts.get(&(pod.namespace.clone(), pod.service_account.clone()));
-        let labels = account.map_or(&nothing, |account| &account.labels);
-        in_namespaces.contains(pod.namespace.as_str())
-            && !pod.host_network
-            && !pod.finished
-            && policy.subject.matches_within(&pod.labels, &pod.service_account, labels)
+    let nothing = Labels::new();
+    let selected = |namespace: &str, account: &str, labels: &Labels| {
+        let object = world.service_accounts.get(&(namespace.to_owned(), account.to_owned()));
+        let account_labels = object.map_or(&nothing, |account| &account.labels);
+        policy.subject.matches_within(labels, account, account_labels)
     };
+    let within = in_namespaces.into_iter().flat_map(|namespace| {
+        let alike = pods.get(namespace).into_iter().flatten();
+        alike.filter(move |((account, labels), _)| selected(namespace, account, labels))
+    });
     PolicySummary {
         kind: policy.name.kind.name(),
         mode: policy.mode.max(namespace_mode),
         directions: Direction::ALL.iter().copied().filter(|d| policy.section(*d).is_some()).collect(),
-        pods: world.pods.values().filter(selected).count(),
+        pods: within.map(|(_, count)| count).sum(),
         namespace: policy.name.namespace.clone(),
         name: policy.name.name.clone(),
     }

@@ -6,6 +6,7 @@
 
 mod changes;
 mod host;
+mod incremental;
 mod loaded;
 mod regressions;
 mod shrinking;

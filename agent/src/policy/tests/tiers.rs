@@ -50,7 +50,9 @@ fn decide(policies: &[(Policy, bool)], number: u16) -> (Verdict, String) {
     let acting = linked.policies.iter().map(|policy| Acting {
         policy,
         section: policy.section(Ingress).unwrap(),
-        audited: policies.iter().any(|(p, audited)| *p == policy.policy && *audited),
+        audited: policies
+            .iter()
+            .any(|(p, audited)| (&p.name, p.tier) == (&policy.policy.name, policy.policy.tier) && *audited),
     });
     let rule_numbers: Vec<u32> = (1..).take(linked.rule_names.len()).collect();
     let question = Question {

@@ -3,14 +3,13 @@
 //!
 //! Every round runs each case once, in turn, so that a change of the machine's speed hits all of them alike; the figure
 //! of a case is the median of its rounds. Net is what is left without the empty program; ratios are of net figures.
-#![allow(clippy::expect_used, reason = "a measuring tool: what fails ends it with a message")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use aya::maps::{HashMap, Map};
 use aya::programs::SchedClassifier;
-use portcullis::datapath::testrun::{ProbeMetadata, run};
+use portcullis::datapath::testrun::{self, ProbeMetadata};
 use portcullis::datapath::{BENCH_OBJECT, Sizes};
 use portcullis_common::flow::FlowKey4;
 use portcullis_common::{Direction, Identity, Kind, Verdict};
@@ -27,18 +26,9 @@ const NEW: u32 = 100;
 /// How many identities the maps hold in the cases of new flows.
 const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
-fn main() {
-    let json = std::env::args()
-        .any(|argument| argument == "json" || argument == "--output=json" || argument == "-ojson");
-    // The loopback interface of a network namespace of its own is the endpoint.
-    // SAFETY: changes the network namespace of this thread only.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        eprintln!(
-            "the benchmark needs root (CAP_SYS_ADMIN and CAP_BPF): {}",
-            std::io::Error::last_os_error()
-        );
-        std::process::exit(1);
-    }
+/// Measures and shows; the figures of `json` go into the report.
+pub fn run(json: bool, report: &mut serde_json::Map<String, serde_json::Value>) {
+    super::kernel::own_network();
     let figures = measure(json);
     let empty = figures["empty"];
     let limit = figures["limit"] - empty;
@@ -50,7 +40,7 @@ fn main() {
                 (name.clone(), serde_json::json!({"ns": ns, "net_ns": net, "to_limit": round(net / limit)}))
             })
             .collect();
-        println!("{}", serde_json::json!({ "cases": cases }));
+        report.insert("cases".to_owned(), cases.into());
         return;
     }
     println!("{:<28} {:>8} {:>8} {:>9}", "CASE", "NS", "NET NS", "TO LIMIT");
@@ -108,7 +98,9 @@ impl Reference {
     fn time(&mut self, name: &str) -> f64 {
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
-        nanoseconds(run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration)
+        nanoseconds(
+            testrun::run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration,
+        )
     }
 }
 

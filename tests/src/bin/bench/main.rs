@@ -1,0 +1,41 @@
+//! `cargo xtask bench`: what a packet costs, and what the compiler costs.
+//!
+//! `bench compile` needs no privileges; `bench packets` does. Without a word both are measured. `bench large` is the cluster
+//! of the budgets, compiled and (as root) written to the kernel's maps.
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a measuring tool: what fails ends it with a message"
+)]
+
+mod compile;
+mod kernel;
+mod packets;
+mod process;
+
+use serde_json::{Map, Value};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, rest @ ..] = arguments.as_slice()
+        && word == process::CHILD
+    {
+        return compile::child(rest);
+    }
+    let json = arguments.iter().any(|word| matches!(word.as_str(), "json" | "--output=json" | "-ojson"));
+    let named = |word: &str| arguments.iter().any(|argument| argument == word);
+    let all = !["compile", "packets", "large"].into_iter().any(named);
+    let mut report = Map::new();
+    if all || named("packets") {
+        packets::run(json, &mut report);
+    }
+    if all || named("compile") {
+        compile::run(json, &mut report);
+    }
+    if named("large") {
+        compile::run_large(json, &mut report);
+    }
+    if json {
+        println!("{}", Value::Object(report));
+    }
+}
