@@ -11,6 +11,7 @@ mod objects;
 mod outside;
 mod people;
 mod shop;
+mod uninstall;
 
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use anyhow::{Result, ensure};
 use portcullis_tests::cluster::{Cluster, Options, Pods, Proxy};
 use portcullis_tests::cluster_probe::{self, Check};
 use portcullis_tests::installed::{self, Wanted};
+use portcullis_tests::lifecycle::leftovers;
 use portcullis_tests::{deploy, privileged_test};
 use serde_json::{Value, json};
 
@@ -31,6 +33,7 @@ const NAMESPACES: [&str; 6] =
 fn routed_pods_and_iptables() -> Result<()> {
     privileged_test(|| {
         let clock = Clock::start();
+        let loaded = leftovers::loaded()?;
         let cluster = up(Pods::Routed, Proxy::Iptables)?;
         clock.note("the cluster is up");
         // As a person installs it; the image is there under the name of the released one.
@@ -65,6 +68,8 @@ fn routed_pods_and_iptables() -> Result<()> {
         drop(held);
         clock.note("the audited connection is cut");
         enforced(&cluster, &clock, &world)?;
+        other_proxy(&cluster, &clock, &world, Proxy::Nftables)?;
+        uninstall::from_audit(&cluster, &clock, &loaded)?;
         cluster.down()?;
         clock.note("the cluster is down");
         Ok(())
@@ -82,6 +87,7 @@ fn bridged_pods_and_nftables() -> Result<()> {
         clock.note("Portcullis is installed and enforces");
         let world = start(&cluster, &clock)?;
         enforced(&cluster, &clock, &world)?;
+        other_proxy(&cluster, &clock, &world, Proxy::Iptables)?;
         cluster.down()?;
         clock.note("the cluster is down");
         Ok(())
@@ -148,6 +154,23 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
     let failed: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
+}
+
+/// What goes through kube-proxy, with it in its other mode.
+fn other_proxy(cluster: &Cluster, clock: &Clock, world: &World, proxy: Proxy) -> Result<()> {
+    cluster.change_proxy(proxy)?;
+    for (node, other) in cluster.nodes().iter().zip(["node0", "node1"]) {
+        let tables = node.place.command("nft", ["list", "tables"])?.output()?;
+        let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
+        let found = tables.lines().any(|line| line == "table ip kube-proxy");
+        ensure!(
+            found == (proxy == Proxy::Nftables),
+            "{other} has kube-proxy's tables of another mode:\n{tables}"
+        );
+    }
+    clock.note(&format!("kube-proxy does services with {proxy}"));
+    let checks = [shop::reach(world, false)?, outside::reach(world)?].concat();
+    try_all(cluster, clock, &format!("the shop, and from outside, with {proxy}"), &checks)
 }
 
 fn try_all(cluster: &Cluster, clock: &Clock, what: &str, checks: &[Check]) -> Result<()> {
