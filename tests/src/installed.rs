@@ -53,6 +53,11 @@ pub fn set_mode(cluster: &Cluster, mode: &str) -> Result<()> {
         "--patch",
         &patch,
     ])?;
+    wait_for_mode(cluster, mode)
+}
+
+/// Waits until every agent has this mode.
+pub fn wait_for_mode(cluster: &Cluster, mode: &str) -> Result<()> {
     wait_for_agents(cluster, &format!("mode {mode}"), |_, state| state.mode.eq_ignore_ascii_case(mode))
 }
 

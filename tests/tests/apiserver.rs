@@ -112,9 +112,9 @@ const ALLOWED: &[(&[&str], &str, &str)] = &[
     (READ, "servicecidrs.networking.k8s.io", "default"),
     (READ, "networkpolicies.networking.k8s.io", "default"),
     (READ, "identitypolicies.portcullis.dev", "default"),
-    (&["patch", "update"], "identitypolicies.portcullis.dev/status", "default"),
+    (&["patch"], "identitypolicies.portcullis.dev/status", "default"),
     (READ, "configmaps/portcullis", "portcullis-system"),
-    (&["get", "update", "patch"], "leases.coordination.k8s.io/portcullis", "portcullis-system"),
+    (&["get", "update"], "leases.coordination.k8s.io/portcullis", "portcullis-system"),
     (&["create"], "leases.coordination.k8s.io", "portcullis-system"),
 ];
 
@@ -127,6 +127,9 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("update", "leases.coordination.k8s.io/other", "portcullis-system"),
     ("create", "leases.coordination.k8s.io", "kube-system"),
     ("update", "identitypolicies.portcullis.dev", "default"),
+    ("update", "identitypolicies.portcullis.dev/status", "default"),
+    ("patch", "leases.coordination.k8s.io/portcullis", "portcullis-system"),
+    ("get", "clusternetworkpolicies.policy.networking.k8s.io", "default"),
     ("patch", "pods", "default"),
     ("create", "pods", "portcullis-system"),
     ("patch", "nodes", "default"),

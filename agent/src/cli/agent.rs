@@ -121,11 +121,11 @@ pub struct AgentArgs {
     )]
     pub event_rate: u32,
 
-    /// Address to serve /metrics, /healthz and /readyz on
+    /// Address to serve /metrics, /healthz and /readyz on; `[::]` takes IPv4 as well
     #[arg(
         long,
         value_name = "ADDRESS",
-        default_value = "0.0.0.0:9478",
+        default_value = "[::]:9478",
         env = "PORTCULLIS_METRICS_ADDRESS",
         hide_env_values = true,
         help_heading = "Metrics and logs"

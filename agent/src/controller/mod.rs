@@ -27,7 +27,7 @@ use crate::datapath::{Datapath, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
 use crate::kubernetes::Contacts;
-use crate::metrics::{AgentMetrics, Readiness, Server};
+use crate::metrics::{AgentMetrics, Heartbeat, Readiness, Server};
 use crate::model::{Settings, World};
 use crate::sources::kubernetes::{self, KubernetesSource};
 use crate::sources::manifests::ManifestsSource;
@@ -76,7 +76,8 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let first_start = !datapath.adopted();
     let metrics = AgentMetrics::new(args.paths.bpffs.clone())?;
     let readiness = Readiness::new(&[SOURCE, ENDPOINTS, PROGRAMMED, ATTACHED, COVERED]);
-    serve(args.metrics_address, metrics.clone(), readiness.clone())?;
+    let heartbeat = Heartbeat::default();
+    serve(args.metrics_address, metrics.clone(), readiness.clone(), heartbeat.clone())?;
 
     let earlier = earlier_names(run_dir);
     let endpoints_before = earlier.state().endpoints.as_slice();
@@ -126,6 +127,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         retry: Retry::default(),
     };
     loop {
+        heartbeat.beat();
         let mut since = None;
         let mut changed = true;
         tokio::select! {
@@ -490,11 +492,16 @@ impl Agent<'_> {
 }
 
 /// Serves metrics and health on a thread with a runtime of its own. An address that cannot be had is said at once.
-fn serve(address: std::net::SocketAddr, metrics: AgentMetrics, readiness: Readiness) -> anyhow::Result<()> {
+fn serve(
+    address: std::net::SocketAddr,
+    metrics: AgentMetrics,
+    readiness: Readiness,
+    heartbeat: Heartbeat,
+) -> anyhow::Result<()> {
     let (said, bound) = std::sync::mpsc::channel();
     std::thread::Builder::new().name("metrics".to_owned()).spawn(move || -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        match runtime.block_on(Server::bind(address, metrics, readiness)) {
+        match runtime.block_on(async { Server::bind(address, metrics, readiness, heartbeat) }) {
             Ok(server) => {
                 said.send(Ok(()))?;
                 runtime.block_on(server.run());

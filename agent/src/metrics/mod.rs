@@ -4,6 +4,7 @@
 //! on over restarts of the agent: counters never decrease while the maps live.
 
 mod collector;
+mod heartbeat;
 mod readiness;
 mod server;
 mod source;
@@ -15,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::{Gauge, Histogram, HistogramOpts, Opts, Registry, TextEncoder};
 
 pub use collector::FAMILIES;
+pub use heartbeat::Heartbeat;
 pub use readiness::Readiness;
 pub use server::{Server, ServerError};
 pub use source::SOURCE_FAMILIES;

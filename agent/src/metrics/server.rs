@@ -4,9 +4,9 @@
 //! limited in number and idle time.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -14,10 +14,11 @@ use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{AgentMetrics, Readiness};
+use super::{AgentMetrics, Heartbeat, Readiness};
 
 /// Connections at once.
 const CONNECTIONS: usize = 64;
@@ -50,23 +51,32 @@ pub struct Server {
 struct Shared {
     metrics: AgentMetrics,
     readiness: Readiness,
+    heartbeat: Heartbeat,
     /// One scrape at a time.
     scrape: Mutex<()>,
 }
 
 impl Server {
-    /// Listens on an address.
+    /// Listens on an address; must be called within a runtime.
     ///
     /// # Errors
     /// If it is taken or not ours.
-    pub async fn bind(
+    pub fn bind(
         address: SocketAddr,
         metrics: AgentMetrics,
         readiness: Readiness,
+        heartbeat: Heartbeat,
     ) -> Result<Self, ServerError> {
-        let listener =
-            TcpListener::bind(address).await.map_err(|error| ServerError::Bind { address, error })?;
-        Ok(Self { listener, shared: Arc::new(Shared { metrics, readiness, scrape: Mutex::new(()) }) })
+        let listener = match listen(address) {
+            // A machine without IPv6: what would have taken both families takes the one there is.
+            Err(error) if lacks_family(&error) && address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) => {
+                listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+            }
+            other => other,
+        };
+        let listener = listener.map_err(|error| ServerError::Bind { address, error })?;
+        let shared = Shared { metrics, readiness, heartbeat, scrape: Mutex::new(()) };
+        Ok(Self { listener, shared: Arc::new(shared) })
     }
 
     /// Where it listens: the port that was chosen for port 0.
@@ -109,6 +119,26 @@ impl Server {
     }
 }
 
+/// Listens. An IPv6 address that stands for all takes IPv4 too, whatever `net.ipv6.bindv6only` says: probes come to
+/// 127.0.0.1.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Whether the system says that it has no IPv6: `EAFNOSUPPORT` where it is not built in, `EADDRNOTAVAIL` where it is
+/// switched off.
+fn lacks_family(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
 async fn answer(
     shared: Arc<Shared>,
     request: Request<Incoming>,
@@ -118,7 +148,7 @@ async fn answer(
     }
     Ok(match request.uri().path() {
         "/metrics" => scrape(&shared).await,
-        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/healthz" => health(&shared.heartbeat),
         "/readyz" => ready(&shared.readiness),
         _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
     })
@@ -136,6 +166,16 @@ async fn scrape(shared: &Shared) -> Response<Full<Bytes>> {
         }
         Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+fn health(heartbeat: &Heartbeat) -> Response<Full<Bytes>> {
+    match heartbeat.silent(Instant::now()) {
+        None => text(StatusCode::OK, "ok\n".to_owned()),
+        Some(silence) => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the agent's loop has not turned for {} s: it hangs\n", silence.as_secs()),
+        ),
     }
 }
 
@@ -176,9 +216,11 @@ mod tests {
         let readiness = Readiness::new(&["source"]);
         let metrics = AgentMetrics::new("/proc/no-maps-here".into()).unwrap();
         let server =
-            Server::bind("127.0.0.1:0".parse().unwrap(), metrics.clone(), readiness.clone()).await.unwrap();
+            Server::bind("127.0.0.1:0".parse().unwrap(), metrics.clone(), readiness.clone(), Heartbeat::default())
+                .unwrap();
         let address = server.local_addr().unwrap();
-        let taken = Server::bind(address, metrics, readiness.clone()).await.unwrap_err().to_string();
+        let taken = Server::bind(address, metrics, readiness.clone(), Heartbeat::default())
+            .unwrap_err().to_string();
         assert!(taken.contains(&address.to_string()) && taken.contains("--metrics-address"), "{taken}");
         let task = tokio::spawn(server.run());
 

@@ -10,13 +10,12 @@ use crate::cluster::Cluster;
 use crate::deploy;
 use crate::poll::eventually;
 
-/// Deletes the manifests, and cleans every node with this image.
-pub fn uninstall(cluster: &Cluster, image: &str, note: &dyn Fn(&str)) -> Result<()> {
+/// Deletes the manifests, and cleans every node.
+pub fn uninstall(cluster: &Cluster, note: &dyn Fn(&str)) -> Result<()> {
     let installed = deploy::folder().join("portcullis.yaml");
     cluster.kubectl(["delete", "--wait", "--filename", &installed.to_string_lossy()])?;
     note("the manifests are deleted");
     let cleanup = fs::read_to_string(deploy::folder().join("cleanup.yaml")).context("deploy/cleanup.yaml")?;
-    let cleanup = cleanup.replace("image: portcullis:0.1.0", &format!("image: {image}"));
     cluster.apply(&cleanup)?;
     cluster.wait_rollout("portcullis-cleanup", "daemonset/portcullis-cleanup")?;
     cluster.delete(&cleanup)?;

@@ -25,7 +25,7 @@ pub fn leaves_nothing(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
             .all(|what| loaded.difference(&scene.loaded).any(|thing| thing.starts_with(what))),
         "not all of what is loaded is found: {loaded:?}"
     );
-    uninstall::uninstall(cluster, "portcullis:dev", note)?;
+    uninstall::uninstall(cluster, note)?;
     uninstall::nothing_left(cluster, &scene.loaded)?;
     for (from, to) in [
         (&scene.intruder[0], scene.db[0].v4(PORT)),

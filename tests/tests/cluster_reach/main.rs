@@ -36,15 +36,7 @@ fn routed_pods_and_iptables() -> Result<()> {
         let loaded = leftovers::loaded()?;
         let cluster = up(Pods::Routed, Proxy::Iptables)?;
         clock.note("the cluster is up");
-        // As a person installs it; the image is there under the name of the released one.
-        for node in cluster.nodes() {
-            node.ctr([
-                "images",
-                "tag",
-                "docker.io/library/portcullis:dev",
-                "docker.io/library/portcullis:0.1.0",
-            ])?;
-        }
+        // As a person installs it.
         installed::install_manifests(
             &cluster,
             &std::fs::read_to_string(deploy::folder().join("portcullis.yaml"))?,
@@ -52,9 +44,7 @@ fn routed_pods_and_iptables() -> Result<()> {
         clock.note("Portcullis is installed from deploy/portcullis.yaml");
         let world = start(&cluster, &clock)?;
 
-        let mode = cluster.value(installed::NAMESPACE, "configmap/portcullis", "{.data.mode}")?;
-        ensure!(mode == "Audit", "deploy/portcullis.yaml comes in mode {mode}");
-        installed::set_mode(&cluster, "Audit")?;
+        installed::wait_for_mode(&cluster, "Audit").context("deploy/portcullis.yaml comes in Audit mode")?;
         try_all(&cluster, &clock, "in Audit mode", &shop::reach(&world, true)?)?;
         ensure!(audit::count(&cluster, "intruder", "audit")? >= 1.0, "nothing was counted as audited");
         ensure!(audit::count(&cluster, "intruder", "deny")? == 0.0, "something was denied in Audit mode");

@@ -50,7 +50,7 @@ pub fn from_audit(cluster: &Cluster, clock: &Clock, before: &BTreeSet<String>) -
     let watch = Watch::start(lines)?;
     let now = audit::count(cluster, "intruder", "audit")?;
     ensure!(now > audited, "the policies would let the intruders in: {audited} audited before, {now} now");
-    uninstall::uninstall(cluster, "portcullis:0.1.0", &|what| clock.note(what))?;
+    uninstall::uninstall(cluster, &|what| clock.note(what))?;
     uninstall::nothing_left(cluster, before)?;
     let sum = watch.finish().context("while it was taken off in Audit mode")?;
     clock.note(&format!("nothing is left; what was audited went on: {sum}"));

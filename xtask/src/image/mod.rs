@@ -22,8 +22,9 @@ pub struct Arguments {
     /// Architecture of the image; the other one needs a compiler for it, which is named if it is missing
     #[arg(long, value_enum, default_value_t = Target::native())]
     arch: Target,
-    /// Name of the image; may be repeated
-    #[arg(long = "tag", value_name = "NAME:TAG", default_value = "portcullis:dev", value_parser = tag)]
+    /// Name of the image; may be repeated [default: portcullis:dev and portcullis:VERSION, which the files in
+    /// deploy/ name]
+    #[arg(long = "tag", value_name = "NAME:TAG", value_parser = tag)]
     tags: Vec<String>,
     /// Where to write the archive
     #[arg(long, value_name = "FILE", default_value = "target/image/portcullis.tar")]
@@ -33,16 +34,22 @@ pub struct Arguments {
 /// Builds the archive and says where it is.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     crate::setup::ensure_ready(crate::setup::Purpose::Image)?;
-    let path = build(arguments.arch, &arguments.tags, &root().join(&arguments.output))?;
+    let tags = if arguments.tags.is_empty() { default_tags().to_vec() } else { arguments.tags.clone() };
+    let path = build(arguments.arch, &tags, &root().join(&arguments.output))?;
     println!("{}", path.display());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the image that the tests install: of this machine's architecture, with the name and at the place that
+/// Builds the image that the tests install: of this machine's architecture, with the names and at the place that
 /// `cargo xtask image` gives it.
 pub fn build_default() -> Result<PathBuf> {
     let output = root().join("target/image/portcullis.tar");
-    build(Target::native(), &["portcullis:dev".to_owned()], &output)
+    build(Target::native(), &default_tags(), &output)
+}
+
+/// The names in `deploy/overlays/dev`, and in `deploy/portcullis.yaml` and `deploy/cleanup.yaml`.
+fn default_tags() -> [String; 2] {
+    ["portcullis:dev".to_owned(), format!("portcullis:{}", env!("CARGO_PKG_VERSION"))]
 }
 
 /// Builds the binary and writes the archive.
@@ -108,6 +115,17 @@ fn tag(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_tag_the_image_has_every_name_that_the_manifests_use() {
+        let deploy = root().join("deploy");
+        for (file, name) in [("portcullis.yaml", 1), ("cleanup.yaml", 1), ("overlays/dev/kustomization.yaml", 0)] {
+            let text = fs::read_to_string(deploy.join(file)).unwrap();
+            let name = &default_tags()[name];
+            let (_, tag) = name.rsplit_once(':').unwrap();
+            assert!(text.contains(&format!("image: {name}\n")) || text.contains(&format!("newTag: {tag}}}")), "{file}");
+        }
+    }
 
     #[test]
     fn a_name_has_a_tag() {
