@@ -215,12 +215,16 @@ mod tests {
     async fn health_is_being_alive_and_readiness_lists_what_is_missing() {
         let readiness = Readiness::new(&["source"]);
         let metrics = AgentMetrics::new("/proc/no-maps-here".into()).unwrap();
-        let server =
-            Server::bind("127.0.0.1:0".parse().unwrap(), metrics.clone(), readiness.clone(), Heartbeat::default())
-                .unwrap();
+        let server = Server::bind(
+            "127.0.0.1:0".parse().unwrap(),
+            metrics.clone(),
+            readiness.clone(),
+            Heartbeat::default(),
+        )
+        .unwrap();
         let address = server.local_addr().unwrap();
-        let taken = Server::bind(address, metrics, readiness.clone(), Heartbeat::default())
-            .unwrap_err().to_string();
+        let taken =
+            Server::bind(address, metrics, readiness.clone(), Heartbeat::default()).unwrap_err().to_string();
         assert!(taken.contains(&address.to_string()) && taken.contains("--metrics-address"), "{taken}");
         let task = tokio::spawn(server.run());
 

@@ -159,11 +159,13 @@ impl ClusterNode {
         Ok(())
     }
 
-    /// Ends kube-proxy, takes its rules away, and starts it in another mode.
+    /// Ends kube-proxy, takes its rules away, and starts it in another mode. What it left is the caller's to look at: a
+    /// kernel without IPVS makes it complain of that.
     pub fn change_proxy(&self, mode: Proxy) -> Result<()> {
         self.daemons.stop(&self.daemon("kube-proxy"))?;
         let hostname = format!("--hostname-override={}", node(self.i));
-        run(&mut self.place.command(binaries::find("kube-proxy")?, ["--cleanup", &hostname])?)?;
+        let mut cleanup = self.place.command(binaries::find("kube-proxy")?, ["--cleanup", &hostname])?;
+        let _ = cleanup.output().context("kube-proxy --cleanup")?;
         self.start_proxy(mode)?;
         self.wait_for_proxy()
     }

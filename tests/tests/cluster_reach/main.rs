@@ -18,6 +18,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use portcullis_tests::cluster::{Cluster, Options, Pods, Proxy};
 use portcullis_tests::cluster_probe::{self, Check};
+use portcullis_tests::command::run;
 use portcullis_tests::installed::{self, Wanted};
 use portcullis_tests::lifecycle::leftovers;
 use portcullis_tests::{deploy, privileged_test};
@@ -149,13 +150,17 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
 /// What goes through kube-proxy, with it in its other mode.
 fn other_proxy(cluster: &Cluster, clock: &Clock, world: &World, proxy: Proxy) -> Result<()> {
     cluster.change_proxy(proxy)?;
-    for (node, other) in cluster.nodes().iter().zip(["node0", "node1"]) {
-        let tables = node.place.command("nft", ["list", "tables"])?.output()?;
-        let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
-        let found = tables.lines().any(|line| line == "table ip kube-proxy");
+    for (node, name) in cluster.nodes().iter().zip(["node0", "node1"]) {
+        let said = |program: &str, args: &[&str]| run(&mut node.place.command(program, args)?);
+        let tables = said("nft", &["list", "tables"])?;
+        let found = [
+            tables.lines().any(|line| line == "table ip kube-proxy"),
+            said("iptables-save", &[])?.contains("KUBE-SVC-"),
+        ];
+        let wanted = [proxy == Proxy::Nftables, proxy == Proxy::Iptables];
         ensure!(
-            found == (proxy == Proxy::Nftables),
-            "{other} has kube-proxy's tables of another mode:\n{tables}"
+            found == wanted,
+            "{name}: nftables and iptables have rules of kube-proxy: {found:?}, not {wanted:?}"
         );
     }
     clock.note(&format!("kube-proxy does services with {proxy}"));

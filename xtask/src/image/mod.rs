@@ -119,11 +119,16 @@ mod tests {
     #[test]
     fn without_a_tag_the_image_has_every_name_that_the_manifests_use() {
         let deploy = root().join("deploy");
-        for (file, name) in [("portcullis.yaml", 1), ("cleanup.yaml", 1), ("overlays/dev/kustomization.yaml", 0)] {
+        for (file, name) in
+            [("portcullis.yaml", 1), ("cleanup.yaml", 1), ("overlays/dev/kustomization.yaml", 0)]
+        {
             let text = fs::read_to_string(deploy.join(file)).unwrap();
             let name = &default_tags()[name];
             let (_, tag) = name.rsplit_once(':').unwrap();
-            assert!(text.contains(&format!("image: {name}\n")) || text.contains(&format!("newTag: {tag}}}")), "{file}");
+            assert!(
+                text.contains(&format!("image: {name}\n")) || text.contains(&format!("newTag: {tag}}}")),
+                "{file}"
+            );
         }
     }
 
