@@ -116,13 +116,14 @@ pub fn wait_programmed(cluster: &Cluster, wanted: &Wanted) -> Result<()> {
 
 /// The sum over all nodes of a metric's series that have these labels.
 pub fn metric(cluster: &Cluster, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
-    let mut sum = 0.0;
-    for node in 0..cluster.nodes().len() {
-        let answer = cluster.http_get(node, METRICS, "/metrics")?;
-        ensure!(answer.status == 200, "/metrics of node{node} answers {}: {}", answer.status, answer.body);
-        sum += sum_of(&answer.body, name, labels);
-    }
-    Ok(sum)
+    (0..cluster.nodes().len()).map(|node| metric_of(cluster, node, name, labels)).sum()
+}
+
+/// As [`metric`], of one node.
+pub fn metric_of(cluster: &Cluster, node: usize, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    let answer = cluster.http_get(node, METRICS, "/metrics")?;
+    ensure!(answer.status == 200, "/metrics of node{node} answers {}: {}", answer.status, answer.body);
+    Ok(sum_of(&answer.body, name, labels))
 }
 
 /// The sum of a metric's series that have these labels.

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use portcullis_tests::apiserver::ApiServer;
-use portcullis_tests::command::run_with_input;
-use portcullis_tests::{deploy, eventually, privileged_test};
+use portcullis_tests::cluster::binaries;
+use portcullis_tests::command::{run, run_with_input};
+use portcullis_tests::{TempDir, deploy, eventually, privileged_test};
 use serde_json::Value;
 
 /// A section of a policy that has one rule with these peers.
@@ -357,6 +360,46 @@ fn a_real_api_server_takes_what_we_show_and_refuses_what_means_nothing() -> Resu
         let columns: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(columns[0], ["NAME", "TIER", "PRIORITY", "MODE", "ACCEPTED", "REASON", "AGE"]);
         assert_eq!(columns[1][..6], ["taken-1", "Baseline", "1000", "Audit", "True", "Understood"]);
+        Ok(())
+    })
+}
+
+/// Says to the process that the test below starts that it is the inner one.
+const INNER: &str = "PORTCULLIS_TEST_INNER";
+
+#[test]
+fn ready_made_programs_are_taken_from_the_folder_of_the_variable() -> Result<()> {
+    const ASSETS: &str = "KUBEBUILDER_ASSETS";
+    if std::env::var_os(INNER).is_some() {
+        let server = ApiServer::start()?;
+        server.kubectl(["get", "namespaces"])?;
+        return Ok(());
+    }
+    privileged_test(|| {
+        // Programs that note that they were asked for, and then are those that are there.
+        let folder = TempDir::new()?;
+        for program in ["etcd", "kube-apiserver"] {
+            let real = binaries::find(program)?;
+            let note = folder.path().join(format!("{program}.ran"));
+            folder.write(
+                program,
+                &format!("#!/bin/sh\ntouch '{}'\nexec '{}' \"$@\"\n", note.display(), real.display()),
+            )?;
+            let path = folder.path().join(program);
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        // The environment of a running process is not to be changed, so another one has it.
+        let test = "ready_made_programs_are_taken_from_the_folder_of_the_variable";
+        let mut inner = Command::new(std::env::current_exe()?);
+        inner.args(["--exact", test]).env(ASSETS, folder.path()).env(INNER, "1");
+        let said = run(&mut inner)?;
+        ensure!(said.contains("1 passed"), "the inner test did not run: {said}");
+        for program in ["etcd", "kube-apiserver"] {
+            ensure!(
+                folder.path().join(format!("{program}.ran")).exists(),
+                "{program} is not that of the folder"
+            );
+        }
         Ok(())
     })
 }

@@ -3,14 +3,17 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use portcullis_tests::cluster::archive::{Entry, Image};
 use portcullis_tests::cluster::names::{Name, OUTSIDE, OUTSIDE_FURTHER};
 use portcullis_tests::cluster::{Cluster, Options, Pods, Proxy, images, teardown};
+use portcullis_tests::command::run;
 use portcullis_tests::residue::Snapshot;
-use portcullis_tests::{eventually, privileged_test};
+use portcullis_tests::{TempDir, eventually, privileged_test};
 
 /// A server on every node, a client on the first, and a service with a port on the nodes.
 fn workload() -> String {
@@ -168,8 +171,8 @@ fn nodes_share_nothing(cluster: &Cluster) -> Result<()> {
         ensure!(output.status.success(), "{script} on node{i}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    on(0, "mkdir /sys/fs/bpf/portcullis-try && touch /run/portcullis/try /var/lib/try /var/log/try")?;
-    for path in ["/sys/fs/bpf/portcullis-try", "/run/portcullis/try", "/var/lib/try", "/var/log/try"] {
+    on(0, "mkdir /sys/fs/bpf/portcullis-try && touch /run/portcullis-try /var/lib/try /var/log/try")?;
+    for path in ["/sys/fs/bpf/portcullis-try", "/run/portcullis-try", "/var/lib/try", "/var/log/try"] {
         assert_eq!(on(0, &format!("ls -d {path}"))?, path);
         assert_eq!(on(1, &format!("ls -d {path} 2> /dev/null || echo none"))?, "none", "node1 sees {path}");
         assert!(!Path::new(path).exists(), "the machine sees {path}");
@@ -275,6 +278,90 @@ fn what_is_left_of_a_cluster_is_removed_whatever_it_is() -> Result<()> {
         teardown::destroy(&name)?;
         teardown::destroy(&name)?;
         assert!(!teardown::clusters().contains(&name));
+        Ok(())
+    })
+}
+
+/// A cluster that is removed with it, also by a failed test.
+struct Made(Name);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Err(error) = teardown::destroy(&self.0) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+#[test]
+fn a_person_starts_looks_at_fills_and_removes_a_cluster_by_the_command() -> Result<()> {
+    privileged_test(|| {
+        let xtask = std::env::var_os("PORTCULLIS_XTASK");
+        let xtask = xtask.context("PORTCULLIS_XTASK is not set: run this by `cargo xtask test`")?;
+        let made = Made(Name::fresh());
+        let output = |words: &[&str]| {
+            let mut command = Command::new(&xtask);
+            command.args(["cluster", "--name", made.0.as_str()]).args(words);
+            command.output().with_context(|| format!("starting {command:?}"))
+        };
+        let text = |output: &Output| {
+            [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
+        };
+        let said = |words: &[&str]| {
+            let output = output(words)?;
+            ensure!(output.status.success(), "cluster {words:?}: {}", text(&output));
+            Ok(text(&output))
+        };
+        let missing = output(&["status"])?;
+        ensure!(
+            !missing.status.success() && text(&missing).contains("there is no cluster"),
+            "{}",
+            text(&missing)
+        );
+
+        let up = said(&["up", "--nodes", "1", "--no-dns", "--pods", "bridged", "--proxy", "nftables"])?;
+        ensure!(up.contains("1 nodes, bridged pods, kube-proxy with nftables"), "{up}");
+        // The line that people copy works as it is.
+        let export = up
+            .lines()
+            .map(str::trim)
+            .find(|line| line.starts_with("export KUBECONFIG="))
+            .context("no export")?;
+        let script = format!("{export} && kubectl get nodes --output=name");
+        let nodes = run(Command::new("sh").args(["-c", &script]))?;
+        ensure!(nodes == "node/node0\n", "{nodes}");
+        let twice = output(&["up", "--nodes", "1"])?;
+        ensure!(!twice.status.success() && text(&twice).contains("there is a cluster"), "{}", text(&twice));
+
+        let folder = TempDir::new()?;
+        let archive = folder.path().join("own.tar");
+        folder.write("program", "of an image")?;
+        let program = Entry::File { name: "program".to_owned(), path: folder.path().join("program") };
+        let own = Image {
+            reference: "example.org/own:1".to_owned(),
+            entrypoint: vec!["/program".to_owned()],
+            command: vec![],
+            entries: vec![program],
+        };
+        own.write(&archive)?;
+        let archive = archive.display().to_string();
+        ensure!(said(&["load", &archive])?.contains("is on every node"), "load says nothing");
+        let images = Cluster::open(&made.0)?.context("it is up")?.node(0).ctr(["images", "list"])?;
+        ensure!(images.contains("example.org/own:1"), "the image is not there: {images}");
+        let nothing = output(&["load", "/no/such/file"])?;
+        ensure!(!nothing.status.success() && text(&nothing).contains("/no/such/file"), "{}", text(&nothing));
+
+        let status = said(&["status"])?;
+        for part in ["1 nodes, bridged pods", "export KUBECONFIG=", "node0   Ready"] {
+            ensure!(status.contains(part), "status lacks `{part}`: {status}");
+        }
+        ensure!(said(&["kubectl", "--", "get", "nodes", "--output=name"])? == "node/node0\n", "kubectl");
+        // What a command ends with is what it ended with.
+        ensure!(output(&["node", "0", "--", "sh", "-c", "exit 7"])?.status.code() == Some(7), "node");
+
+        ensure!(said(&["down"])?.contains("is removed"), "down");
+        ensure!(!teardown::clusters().contains(&made.0), "something is left");
+        ensure!(said(&["down"])?.contains("nothing to remove"), "down, once more");
         Ok(())
     })
 }

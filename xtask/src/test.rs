@@ -119,6 +119,10 @@ fn program(test: &Executable, agent: &Path, name: Option<&str>) -> Result<Tally>
     // The name of a file of tests stands for all of them.
     command.args(name.filter(|name| *name != test.target)).current_dir(&test.package);
     command.env("CARGO_MANIFEST_DIR", &test.package).env("PORTCULLIS_BIN", agent);
+    // The test of the commands themselves.
+    if let Ok(itself) = std::env::current_exe() {
+        command.env("PORTCULLIS_XTASK", itself);
+    }
     // A failed test's message says what was wrong; the path through the harness says nothing more.
     command.env("RUST_LIB_BACKTRACE", "0");
     if !is_privileged(test) {

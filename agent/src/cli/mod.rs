@@ -55,7 +55,9 @@ Examples:
   portcullis status                         is everything in force? (exit code 1 if not)
   portcullis dump counters                  who talked to whom, allowed and denied
   portcullis mode off                       the emergency switch; `mode clear` undoes it
-  portcullis --root /host dump              from `kubectl debug node/NAME --image=...`
+  portcullis --root /host dump              with the agent dead, from anywhere:
+      kubectl debug node/NAME --profile=sysadmin --image=IMAGE --attach -- \\
+          /portcullis --root /host dump
 
 Exit codes: 0 in order, 1 something failed or is wrong, 2 wrong usage.";
 

@@ -26,7 +26,12 @@ more lenient one holds.
 Examples:
   portcullis mode off       something is badly wrong: let everything pass now
   portcullis mode clear     enforce again
-  portcullis --root /host mode off";
+  with the agent dead, from anywhere:
+      kubectl debug node/NAME --profile=sysadmin --image=IMAGE --attach -- \\
+          /portcullis --root /host mode off
+  with the API server away as well, on the node:
+      ctr -n k8s.io run --rm --privileged --mount \\
+          type=bind,src=/sys/fs/bpf,dst=/sys/fs/bpf,options=rbind:rw IMAGE off /portcullis mode off";
 
 /// What `mode` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

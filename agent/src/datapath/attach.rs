@@ -1,7 +1,9 @@
 //! Attaching the two programs to an interface: TCX links, pinned and replaced in place, or clsact filters with our own
 //! priority and handle where the kernel has no TCX.
 
+use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, LinkOrder, PinnedLink};
@@ -18,6 +20,9 @@ use super::sys;
 const CLSACT_PRIORITY: u16 = 1;
 /// Handle of our clsact filters, so that they can be told from others and replaced in place.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0071);
+
+/// How long the kernel may take to let go of a link whose last pin is gone.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// What is said when the name had gone to another interface.
 const MOVED: &str = "the interface was renamed meanwhile";
@@ -118,9 +123,8 @@ pub fn attach(
     let program = classifier(ebpf, direction)?;
     if tcx {
         attach_tcx(program, pins, ifindex, &now, direction)?.map_err(failed)?;
-        if has_filter(ifindex, direction) {
-            remove_filter(ifindex, direction);
-        }
+        remove_filter(ifindex, direction)
+            .map_err(|error| failed(format!("the older filter stays: {error}")))?;
     } else {
         attach_filter(program, ifindex, &now, direction).map_err(failed)?;
         Pins::remove(&pins.link(ifindex, direction))?;
@@ -206,39 +210,72 @@ fn replace_pinned(program: &mut SchedClassifier, pin: &Path) -> bool {
 /// Takes our program off a hook, however it was attached. An interface that is gone has nothing to take off.
 ///
 /// # Errors
-/// If the pin cannot be removed.
+/// If the pin or the filter cannot be removed.
 pub fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
     // The last reference of a link is its pin.
     Pins::remove(&pins.link(ifindex, direction))?;
-    if has_filter(ifindex, direction) {
-        remove_filter(ifindex, direction);
+    remove_filter(ifindex, direction).map(drop).map_err(|error| DatapathError::Program {
+        what: "detach",
+        program: program_name(direction),
+        place: format!(" from interface {ifindex}"),
+        error: error.to_string(),
+    })
+}
+
+/// Removes the pin of a link, and sees to it that its program leaves the hook.
+///
+/// # Errors
+/// If the pin cannot be removed, or the program stays: somebody else holds the link.
+pub fn unpin(pin: &Path, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
+    let program = PinnedLink::from_pin(pin).ok().and_then(|link| FdLink::from(link).info().ok());
+    let program = program.map(|info| info.program_id());
+    Pins::remove(pin)?;
+    let egress = matches!(direction, Direction::Ingress);
+    let runs =
+        || sys::tcx_programs(ifindex, egress).is_ok_and(|ids| ids.iter().any(|id| Some(*id) == program));
+    let start = Instant::now();
+    while runs() {
+        if start.elapsed() > LET_GO {
+            return Err(DatapathError::Program {
+                what: "detach",
+                program: program_name(direction),
+                place: format!(" from interface {ifindex}"),
+                error: "another process holds the link".to_owned(),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
 }
 
-fn remove_filter(ifindex: u32, direction: Direction) {
-    if let Some(name) = sys::interface_name(ifindex)
-        && let Ok(link) =
-            SchedClassifierLink::attached(&name, hook(direction), CLSACT_PRIORITY, CLSACT_HANDLE, None)
-    {
-        // Dropping detaches; a filter that is not there is no error here.
-        drop(link);
+/// Takes our filter off a hook, if it is there; whether it was.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove_filter(ifindex: u32, direction: Direction) -> io::Result<bool> {
+    if find_filter(ifindex, direction)?.is_none() {
+        return Ok(false);
+    }
+    match clsact::remove(ifindex, direction, CLSACT_PRIORITY, CLSACT_HANDLE.into()) {
+        // It has gone meanwhile, and everything on it.
+        Err(_) if sys::interface_name(ifindex).is_none() => Ok(false),
+        result => result.map(|()| true),
     }
 }
 
-/// Whether a filter of ours is on the hook, whatever program it runs; `false` also where it cannot be asked.
-pub fn has_filter(ifindex: u32, direction: Direction) -> bool {
-    our_filter(ifindex, direction).is_some()
+/// The program of our filter on the hook.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn find_filter(ifindex: u32, direction: Direction) -> io::Result<Option<u32>> {
+    let filters = clsact::filters(ifindex, direction)?;
+    Ok(filters.iter().find(|filter| is_ours(filter, direction)).map(|filter| filter.program))
 }
 
-/// The program of our filter on the hook, whatever it is.
-pub fn our_filter(ifindex: u32, direction: Direction) -> Option<u32> {
-    let filters = clsact::filters(ifindex, direction).ok()?;
-    filters.iter().find(|filter| is_ours(filter)).map(|filter| filter.program)
-}
-
-fn is_ours(filter: &clsact::Filter) -> bool {
+/// Others can take the same priority and handle; the name says whose it is.
+fn is_ours(filter: &clsact::Filter, direction: Direction) -> bool {
     (filter.priority, filter.handle) == (CLSACT_PRIORITY, CLSACT_HANDLE.into())
+        && filter.name == program_name(direction)
 }
 
 /// The ids of the programs that run on the hook before ours; `None`: ours is not there. TCX programs run before every
@@ -251,7 +288,7 @@ pub fn before(ifindex: u32, direction: Direction, program: u32, tcx: bool) -> Op
         return Some(links[..ours].to_vec());
     }
     let filters = clsact::filters(ifindex, direction).ok()?;
-    let ours = filters.iter().position(|filter| is_ours(filter) && filter.program == program)?;
+    let ours = filters.iter().position(|filter| is_ours(filter, direction) && filter.program == program)?;
     // Kernels without TCX have no such programs.
     let links = links.unwrap_or_default();
     Some(links.into_iter().chain(filters[..ours].iter().map(|filter| filter.program)).collect())

@@ -10,7 +10,7 @@ use portcullis_common::abi::{
 use portcullis_common::{Direction, Kind, Verdict};
 
 use super::kernel::KernelMaps;
-use super::{Applied, DatapathError, Pins, Sizes, attach, flows, inspect, sys};
+use super::{Applied, DatapathError, Pins, Sizes, attach, clsact, flows, sys};
 use crate::policy::Desired;
 
 /// An endpoint as the owner of the world wants it.
@@ -171,7 +171,14 @@ fn no_slot(spec: &EndpointSpec) -> DatapathError {
 
 /// The interfaces of a folder of pinned links.
 fn linked(folder: &Path) -> impl Iterator<Item = u32> {
-    Pins::list(folder).into_iter().filter_map(|name| name.split('-').next()?.parse().ok())
+    Pins::list(folder).into_iter().filter_map(|name| Some(link_of(&name)?.0))
+}
+
+/// The interface and direction in the name of a pinned link ([`Pins::link`]).
+fn link_of(name: &str) -> Option<(u32, Direction)> {
+    let (ifindex, direction) = name.split_once('-')?;
+    let direction = *Direction::ALL.iter().find(|known| known.to_string() == direction)?;
+    Some((ifindex.parse().ok()?, direction))
 }
 
 /// The map value of an endpoint.
@@ -212,23 +219,70 @@ fn value_of(spec: &EndpointSpec, desired: &Desired) -> Endpoint {
     value
 }
 
-/// Takes the programs off every interface that a version's maps and pins know.
-pub fn detach_all(pins: &Pins, version: &str) -> Vec<String> {
-    let mut interfaces: BTreeSet<u32> = linked(&pins.root().join(version).join("links")).collect();
-    if let Ok(maps) = inspect::open(pins.root()) {
-        interfaces.extend(
-            (0..ENDPOINT_SLOTS)
-                .filter_map(|slot| maps.endpoints.get(&slot, 0).ok())
-                .map(|e| e.ifindex)
-                .filter(|i| *i != 0),
-        );
-    }
-    let mut detached = Vec::new();
-    for ifindex in interfaces {
-        for &direction in Direction::ALL {
-            let _ = attach::detach(pins, ifindex, direction);
+/// Takes the programs off every interface of this network namespace: by the pinned links of all versions, and by looking
+/// at every clsact qdisc, because no map need be readable for that. Returns the interfaces.
+///
+/// # Errors
+/// Where something of ours is still attached, after everything else was taken off.
+pub fn detach_all(pins: &Pins, versions: &[String]) -> Result<Vec<String>, DatapathError> {
+    let mut detached = BTreeSet::new();
+    let mut stuck = Vec::new();
+    for version in versions {
+        let folder = pins.root().join(version).join("links");
+        for name in Pins::list(&folder) {
+            let Some((ifindex, direction)) = link_of(&name) else { continue };
+            match attach::unpin(&folder.join(&name), ifindex, direction) {
+                Ok(()) => {
+                    detached.insert(ifindex);
+                }
+                Err(error) => stuck.push(error.to_string()),
+            }
         }
-        detached.push(sys::interface_name(ifindex).unwrap_or_else(|| format!("interface {ifindex}")));
     }
-    detached
+    for (ifindex, direction) in filtered()? {
+        match attach::remove_filter(ifindex, direction) {
+            Ok(_) => {
+                detached.insert(ifindex);
+            }
+            Err(error) => stuck.push(format!("{}: {error}", place(ifindex, direction))),
+        }
+    }
+    // That the kernel said yes is not enough.
+    let left = filtered()?.into_iter().map(|(ifindex, direction)| place(ifindex, direction));
+    stuck
+        .extend(left.filter(|place| !stuck.iter().any(|known| known.starts_with(place))).collect::<Vec<_>>());
+    if !stuck.is_empty() {
+        return Err(DatapathError::StillAttached(stuck.join("; ")));
+    }
+    Ok(detached.into_iter().map(interface).collect())
+}
+
+/// Where filters of ours are, in words: for who finds no pins.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn filters_in_words() -> Result<Vec<String>, DatapathError> {
+    Ok(filtered()?.into_iter().map(|(ifindex, direction)| place(ifindex, direction)).collect())
+}
+
+/// The hooks that have a filter of ours.
+fn filtered() -> Result<Vec<(u32, Direction)>, DatapathError> {
+    let asked = |error| DatapathError::System { call: "asking the kernel for clsact filters", error };
+    let mut found = Vec::new();
+    for ifindex in clsact::interfaces().map_err(asked)? {
+        for &direction in Direction::ALL {
+            if attach::find_filter(ifindex, direction).map_err(asked)?.is_some() {
+                found.push((ifindex, direction));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn interface(ifindex: u32) -> String {
+    sys::interface_name(ifindex).unwrap_or_else(|| format!("interface {ifindex}"))
+}
+
+fn place(ifindex: u32, direction: Direction) -> String {
+    format!("filter {} on {}", attach::program_name(direction), interface(ifindex))
 }

@@ -56,6 +56,24 @@ pub enum DatapathError {
         /// What the kernel said.
         error: String,
     },
+    /// Programs could not be taken off, so the maps that they use stay as well.
+    #[error(
+        "programs of Portcullis are still attached ({0}): the pins are left as they are; run `portcullis cleanup` again with \
+         CAP_NET_ADMIN and CAP_BPF, in the node's network namespace, or `tc filter del dev NAME ingress prio 1 handle 0x71 bpf` \
+         (and `egress`)"
+    )]
+    StillAttached(String),
+    /// Filters of ours without a folder of an agent.
+    #[error(
+        "there are programs of Portcullis ({filters}), but no {folder}: name the agent's own folder with --bpffs; if somebody \
+         removed it, take them off with `tc filter del dev NAME ingress prio 1 handle 0x71 bpf` (and `egress`)"
+    )]
+    NoFolder {
+        /// The folder that is not there.
+        folder: PathBuf,
+        /// Where they are.
+        filters: String,
+    },
     /// A map operation failed.
     #[error("cannot {what} map {map}: {error}")]
     Map {

@@ -291,19 +291,26 @@ pub fn load_object(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Ebpf, Da
     Ok(loader.load(object)?)
 }
 
-/// Takes every trace of an agent off this node: programs, links, maps.
+/// Takes every trace of an agent off this node: programs, links, maps. The maps go last, and only when no program is
+/// left that uses them.
 ///
 /// # Errors
 /// What could not be removed.
 pub fn cleanup(bpffs: &std::path::Path) -> Result<Vec<String>, DatapathError> {
     let pins = Pins::new(bpffs);
     if !bpffs.exists() {
-        return Ok(Vec::new());
+        // Without the folder nobody can tell whether an agent with another one put them there.
+        let filters = endpoints::filters_in_words()?;
+        return if filters.is_empty() {
+            Ok(Vec::new())
+        } else {
+            Err(DatapathError::NoFolder { folder: bpffs.to_owned(), filters: filters.join("; ") })
+        };
     }
     let _lock = pins.lock()?;
-    let mut removed = Vec::new();
-    for version in Pins::list(bpffs) {
-        removed.extend(endpoints::detach_all(&pins, &version));
+    let versions = Pins::list(bpffs);
+    let mut removed = endpoints::detach_all(&pins, &versions)?;
+    for version in versions {
         let folder = bpffs.join(&version);
         std::fs::remove_dir_all(&folder).map_err(|error| DatapathError::File {
             what: "remove",

@@ -338,7 +338,7 @@ impl Reader {
     fn program(&self, ifindex: u32, direction: Direction) -> Option<(u32, bool)> {
         let pin = self.pins.link(ifindex, direction);
         if !pin.exists() {
-            return Some((attach::our_filter(ifindex, direction)?, false));
+            return Some((attach::find_filter(ifindex, direction).ok()??, false));
         }
         let link = PinnedLink::from_pin(&pin).ok();
         let info = link.and_then(|link| FdLink::from(link).info().ok());

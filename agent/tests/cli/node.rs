@@ -168,6 +168,13 @@ impl Node {
         }
     }
 
+    /// What `tc` says of the pod's interface, or does to it: `filter show dev pod0 ingress`.
+    pub fn tc(words: &[&str]) -> String {
+        let output = finish(Command::new("tc").args(words));
+        assert!(output.status.success(), "tc {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Takes every filter off the pod's interface.
     pub fn delete_filters(&self) {
         run("tc", &["qdisc", "del", "dev", "pod0", "clsact"]);

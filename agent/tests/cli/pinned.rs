@@ -205,6 +205,40 @@ fn cleanup_refuses_beside_an_agent_and_leaves_nothing_without_one() {
     assert!(run.code == 0 && run.out.starts_with("nothing to remove"), "{}{}", run.out, run.err);
 }
 
+#[test]
+fn cleanup_takes_filters_and_their_qdisc_off_and_only_that() {
+    let mut node = Node::attached_by(AttachMode::Clsact);
+    node.kill();
+    // As an agent of another version leaves it: there are no maps that this one could read.
+    std::fs::rename(node.bpffs.join("v1"), node.bpffs.join("v0")).unwrap();
+    Node::tc(&["filter", "add", "dev", "pod0", "ingress", "prio", "9", "bpf", "bytecode", "1,6 0 0 0,"]);
+    let run = on(&node, &["cleanup"]);
+    assert!(run.code == 0 && run.out.contains("removed pod0\n"), "{}{}", run.out, run.err);
+    let filters = Node::tc(&["filter", "show", "dev", "pod0", "ingress"])
+        + &Node::tc(&["filter", "show", "dev", "pod0", "egress"]);
+    assert!(filters.contains("pref 9") && !filters.contains("pref 1 "), "{filters}");
+    Node::tc(&["qdisc", "del", "dev", "pod0", "clsact"]);
+
+    node.start(AttachMode::Clsact);
+    node.kill();
+    assert!(Node::tc(&["qdisc", "show", "dev", "pod0"]).contains("clsact"));
+    let run = on(&node, &["cleanup"]);
+    assert!(run.code == 0 && run.out.contains("removed pod0\n"), "{}{}", run.out, run.err);
+    let qdiscs = Node::tc(&["qdisc", "show", "dev", "pod0"]);
+    assert!(!qdiscs.contains("clsact"), "the qdisc is left, with nothing in it: {qdiscs}");
+}
+
+#[test]
+fn filters_without_a_folder_are_an_error_that_names_them() {
+    let mut node = Node::attached_by(AttachMode::Clsact);
+    node.kill();
+    std::fs::remove_dir_all(&node.bpffs).unwrap();
+    let run = on(&node, &["cleanup"]);
+    assert_eq!(run.code, 1, "{}", run.out);
+    assert!(run.err.contains("filter from_pod on pod0") && run.err.contains("--bpffs"), "{}", run.err);
+    node.delete_filters();
+}
+
 /// Batches of 4096: what is counted and listed must be whole where several are needed.
 #[test]
 fn maps_of_many_batches_are_read_whole() {

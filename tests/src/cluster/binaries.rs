@@ -57,10 +57,16 @@ pub fn coredns() -> PathBuf {
 
 /// A program of Kubernetes, CoreDNS, or etcd.
 pub fn find(program: &str) -> Result<PathBuf> {
+    let assets = std::env::var_os(ASSETS).filter(|value| !value.is_empty());
+    find_with(program, assets.as_deref().map(Path::new))
+}
+
+/// As [`find`], with the folder that [`ASSETS`] names.
+fn find_with(program: &str, assets: Option<&Path>) -> Result<PathBuf> {
     if ["etcd", "kube-apiserver"].contains(&program)
-        && let Some(folder) = std::env::var_os(ASSETS).filter(|value| !value.is_empty())
+        && let Some(folder) = assets
     {
-        let path = Path::new(&folder).join(program);
+        let path = folder.join(program);
         if path.is_file() {
             return Ok(path);
         }
@@ -105,6 +111,22 @@ pub fn cni() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TempDir;
+
+    #[test]
+    fn the_folder_of_the_variable_wins_and_what_it_lacks_is_named() {
+        let folder = TempDir::new().unwrap();
+        folder.write("etcd", "a stub").unwrap();
+        folder.write("kubelet", "a stub").unwrap();
+        let find = |program| find_with(program, Some(folder.path()));
+        assert_eq!(find("etcd").unwrap(), folder.path().join("etcd"));
+        let error = find("kube-apiserver").unwrap_err().to_string();
+        let path = folder.path().display();
+        assert_eq!(error, format!("KUBEBUILDER_ASSETS is set to {path}, where there is no kube-apiserver"));
+        // Those it is not about are looked for as ever.
+        let kubelet = find("kubelet");
+        assert!(kubelet.is_err() || kubelet.is_ok_and(|path| path != folder.path().join("kubelet")));
+    }
 
     #[test]
     fn only_etcd_may_be_of_any_release() {

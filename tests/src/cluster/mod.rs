@@ -122,7 +122,7 @@ impl Cluster {
         })?;
         for node in &self.nodes {
             node.start_kubelet()?;
-            node.start_proxy(&self.options)?;
+            node.start_proxy(self.options.proxy)?;
         }
         go_on()?;
         self.kubectl(["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=120s"]).map_err(
@@ -251,6 +251,11 @@ impl Cluster {
     /// Starts etcd again, with the data that it had.
     pub fn start_etcd(&self) -> Result<()> {
         self.control_plane.start_etcd()
+    }
+
+    /// Has kube-proxy do services in another way, on every node, and waits until it does.
+    pub fn change_proxy(&self, mode: Proxy) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.change_proxy(mode))
     }
 
     /// Ends the kubelet of node `i`; the pods go on.

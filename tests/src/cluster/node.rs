@@ -14,13 +14,13 @@ use serde_json::json;
 use super::daemon::{Daemons, words};
 use super::names::{DNS, Name, POD_RANGES, node, node_addresses, pod_ranges};
 use super::place::Place;
-use super::{Options, Pods, binaries, cgroups, images, kubeconfig};
+use super::{Options, Pods, Proxy, binaries, cgroups, images, kubeconfig};
 use crate::command::run;
 use crate::poll::eventually;
 
 /// The mounts; the first argument is the folder that stands behind `/var`.
 const MOUNTS: &str = "mount -t bpf bpf /sys/fs/bpf; mount -t tmpfs -o mode=0755 run /run; \
-                      mkdir -p /run/netns /run/lock /run/portcullis";
+                      mkdir -p /run/netns /run/lock";
 
 /// One node of a cluster.
 #[derive(Debug)]
@@ -98,6 +98,13 @@ impl ClusterNode {
         run(Command::new("ctr").arg("--address").arg(socket).args(["--namespace", "k8s.io"]).args(args))
     }
 
+    /// Runs `ctr` on the node, as a person there does: the files and sockets that it and the container share are the node's.
+    pub fn ctr_on_node<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
+        let socket = self.socket().display().to_string();
+        let mut command = self.place.command("ctr", ["--address", &socket, "--namespace", "k8s.io"])?;
+        run(command.args(args))
+    }
+
     /// Imports an archive of images.
     pub fn load(&self, archive: &Path) -> Result<()> {
         let archive = archive.to_str().context("the path of the archive is no text")?;
@@ -139,17 +146,28 @@ impl ClusterNode {
     }
 
     /// Starts kube-proxy.
-    pub fn start_proxy(&self, options: &Options) -> Result<()> {
+    pub fn start_proxy(&self, mode: Proxy) -> Result<()> {
         let args = [
             format!("--kubeconfig={}", kubeconfig::path(&self.name.folder(), "kube-proxy").display()),
             format!("--hostname-override={}", node(self.i)),
-            format!("--proxy-mode={}", options.proxy),
+            format!("--proxy-mode={mode}"),
             format!("--cluster-cidr={POD_RANGES}"),
             // The size of the machine's table is not the node's to set.
             "--conntrack-max-per-core=0".to_owned(),
         ];
         self.place.start(&self.daemon("kube-proxy"), words(binaries::find("kube-proxy")?, args))?;
         Ok(())
+    }
+
+    /// Ends kube-proxy, takes its rules away, and starts it in another mode. What it left is the caller's to look at: a
+    /// kernel without IPVS makes it complain of that.
+    pub fn change_proxy(&self, mode: Proxy) -> Result<()> {
+        self.daemons.stop(&self.daemon("kube-proxy"))?;
+        let hostname = format!("--hostname-override={}", node(self.i));
+        let mut cleanup = self.place.command(binaries::find("kube-proxy")?, ["--cleanup", &hostname])?;
+        let _ = cleanup.output().context("kube-proxy --cleanup")?;
+        self.start_proxy(mode)?;
+        self.wait_for_proxy()
     }
 
     /// Waits until kube-proxy has written its rules once.

@@ -1,14 +1,15 @@
 //! The agents of the nodes: their processes, whether they are ready, and ways to take one away.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cluster::Cluster;
 use crate::command::run;
-use crate::installed::{METRICS, NAMESPACE};
+use crate::installed::{METRICS, NAMESPACE, metric_of};
 use crate::poll::eventually_within;
 
 /// How long an agent may take to be gone or back.
@@ -94,6 +95,33 @@ impl Agents<'_> {
             run(&mut self.0.node(node).place.command("iptables", rule.iter().chain(&rest))?)?;
             Ok(())
         })
+    }
+
+    /// The image that the agent of each node runs, by its digest.
+    pub fn images(self) -> Result<BTreeMap<String, String>> {
+        let path = "{range .items[*]}{.spec.nodeName} {.status.containerStatuses[0].imageID}{\"\\n\"}{end}";
+        let selector = "--selector=app.kubernetes.io/name=portcullis";
+        let path = format!("--output=jsonpath={path}");
+        let lines = self.0.kubectl(["--namespace", NAMESPACE, "get", "pods", selector, &path])?;
+        let image = |line: &str| {
+            let (node, image) = line.split_once(' ').filter(|(_, image)| !image.is_empty())?;
+            Some((node.to_owned(), image.to_owned()))
+        };
+        lines
+            .lines()
+            .map(|line| image(line).with_context(|| format!("an agent without an image: {line}")))
+            .collect()
+    }
+
+    /// The node whose agent writes the status of policies; none, or more than one, is an error.
+    pub fn leader(self) -> Result<usize> {
+        let leads =
+            |node: &usize| metric_of(self.0, *node, "portcullis_status_leader", &[]).is_ok_and(|n| n > 0.0);
+        let leaders: Vec<usize> = (0..self.0.nodes().len()).filter(leads).collect();
+        match leaders[..] {
+            [one] => Ok(one),
+            _ => bail!("the agents that lead are those of {leaders:?}"),
+        }
     }
 
     /// Rolls all agents to another image, and waits for the end.

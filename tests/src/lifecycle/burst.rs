@@ -11,17 +11,46 @@ use anyhow::{Context, Result, ensure};
 const END: &str = "all tries are done";
 /// A connection that took longer than this lost its first SYN: the kernel sends the second after a second.
 const SECOND_SYN: f64 = 0.9;
+/// A held connection is silent if no answer came for so long: whoever holds it opens another one after three seconds.
+const SILENCE: f64 = 3.0;
+
+/// Sets `s` to how many SYNs were sent again in this network so far, without starting a program.
+const RESENT: &str = "resent() { h=; while read -r k l; do if [ $k = TcpExt: ]; then \
+     if [ -z \"$h\" ]; then h=$l; else v=$l; break; fi; fi; done < /proc/net/netstat; \
+     set -- $v; for c in $h; do if [ $c = TCPSynRetrans ]; then s=$1; return; fi; shift; done; }; ";
+
+/// What holds a connection, with the connection as its input and output: a line there and back, again and again; it
+/// ends when no answer comes, and says each answer to descriptor 3.
+const HELD: &str = "while [ ! -e /end ] && echo x; do read -t 3 y || exit; read t _ < /proc/uptime; \
+     echo \"held $1 $t\" >&3; sleep 0.3; done";
+
+/// Which pods hold a connection: the names that Kubernetes makes up end with a digit in a quarter of all cases.
+const HOLDERS: &str = "*[2-9]";
 
 /// The shell script of a pod: tries each target several times, all targets at once, from the first moment, and prints a
-/// line a try: target, seconds of the machine's clock before and after, `passed` or `refused`.
+/// line a try: target, seconds of the machine's clock before and after, `passed` or `refused`, and how many SYNs the pod
+/// has sent again so far. Some pods also hold a connection to the first target, from the first moment to some seconds
+/// after the last try, and open another one when it is cut.
 pub fn script(targets: &[(&str, String)], port: u16, tries: usize) -> String {
     let mut script = format!(
-        "try() {{ n=0; while [ $n -lt {tries} ]; do n=$((n+1)); read a _ < /proc/uptime; \
+        "{RESENT}try() {{ n=0; while [ $n -lt {tries} ]; do n=$((n+1)); read a _ < /proc/uptime; \
          if nc -w 3 \"$2\" {port} -e /bin/true 2>/dev/null; then r=passed; else r=refused; fi; \
-         read b _ < /proc/uptime; echo \"try $1 $a $b $r\"; [ $r = refused ] || sleep 0.1; done; }}; "
+         read b _ < /proc/uptime; resent; echo \"try $1 $a $b $r $s\"; \
+         [ $r = refused ] || sleep 0.1; done; }}; \
+         hold() {{ while [ ! -e /end ]; do read a _ < /proc/uptime; echo \"open $1 $a\"; \
+         nc -w 3 \"$2\" {port} -e sh /held \"$1\" 3>&1 2>/dev/null; sleep 0.1; done; }}; "
     );
-    script.extend(targets.iter().map(|(name, address)| format!("try {name} {address} & ")));
-    script + &format!("wait; echo {END}; exec sleep infinity")
+    if let Some((name, address)) = targets.first() {
+        script.extend([format!(
+            "h=; case $(hostname) in {HOLDERS}) echo '{HELD}' > /held; hold {name} {address} & h=$!;; esac; "
+        )]);
+    }
+    script.extend(targets.iter().map(|(name, address)| format!("try {name} {address} & p=\"$p $!\"; ")));
+    script
+        + &format!(
+            "wait $p; if [ -n \"$h\" ]; then sleep 5; read a _ < /proc/uptime; echo \"end all $a\"; touch /end; wait; fi; \
+             echo {END}; exec sleep infinity"
+        )
 }
 
 /// One try.
@@ -30,11 +59,28 @@ struct Try {
     from: f64,
     to: f64,
     passed: bool,
+    /// How many SYNs the pod had sent again when it was over.
+    resent: u64,
 }
 
-/// The tries of all pods, by pod and target.
+/// What a pod saw of the connection that it held.
 #[derive(Debug, Default)]
-pub struct Tries(BTreeMap<(String, String), Vec<Try>>);
+struct Hold {
+    target: String,
+    /// When it was opened, and opened again.
+    opened: Vec<f64>,
+    /// When answers came.
+    answers: Vec<f64>,
+    /// When it was to be closed.
+    end: f64,
+}
+
+/// The tries of all pods, by pod and target, and the connections that pods held.
+#[derive(Debug, Default)]
+pub struct Tries {
+    tries: BTreeMap<(String, String), Vec<Try>>,
+    held: BTreeMap<String, Hold>,
+}
 
 /// What a sequence of tries of many pods says.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -51,21 +97,29 @@ pub struct Findings {
     pub delayed: usize,
     /// The longest time from a pod's first try to its first connection, where it is permitted.
     pub longest_wait: f64,
+    /// Pods that held a connection from their first moment.
+    pub held: usize,
+    /// Answers that they got over it.
+    pub answers: usize,
+    /// How often they had to open it again.
+    pub reopened: usize,
 }
 
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sequences, tries, passed_early, refused_early, delayed, longest_wait } = self;
+        let Self { sequences, tries, passed_early, refused_early, delayed, longest_wait, .. } = self;
+        let Self { held, answers, reopened, .. } = self;
         write!(
             f,
             "{sequences} sequences of {tries} tries: {passed_early} passed before the first refusal, {refused_early} \
-             refused before the first answer, {delayed} needed a second SYN, longest wait {longest_wait:.2} s"
+             refused before the first answer, {delayed} took a second, longest wait {longest_wait:.2} s; {held} pods \
+             held a connection: {answers} answers, opened again {reopened} times"
         )
     }
 }
 
 impl Tries {
-    /// Reads the logs of all pods of a namespace that the kubelet of a node keeps; `None` while a pod is not done.
+    /// Reads the logs of all pods of a namespace that the kubelet of a node keeps; returns how many pods are done.
     pub fn read(&mut self, logs: &Path, namespace: &str, pods: &str) -> Result<usize> {
         let mut done = 0;
         for folder in fs::read_dir(logs.join("pods")).context("the logs of pods")?.flatten() {
@@ -85,32 +139,61 @@ impl Tries {
 
     fn add(&mut self, pod: &str, log: &str) -> Result<()> {
         // The kubelet's log begins each line with the time, the stream and a mark.
-        for line in log.lines().filter_map(|line| line.split_once(" F try ")) {
-            let words: Vec<&str> = line.1.split(' ').collect();
-            let [target, from, to, result] = words[..] else { anyhow::bail!("{pod} logged {}", line.1) };
-            let one = Try { from: from.parse()?, to: to.parse()?, passed: result == "passed" };
-            self.0.entry((pod.to_owned(), target.to_owned())).or_default().push(one);
+        for line in log.lines().filter_map(|line| Some(line.split_once(" F ")?.1)) {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["try", target, from, to, result, resent] => {
+                    let (from, to, resent) = (from.parse()?, to.parse()?, resent.parse()?);
+                    let one = Try { from, to, passed: result == "passed", resent };
+                    self.tries.entry((pod.to_owned(), target.to_owned())).or_default().push(one);
+                }
+                [what @ ("open" | "held" | "end"), target, at] => {
+                    let (hold, at) = (self.held.entry(pod.to_owned()).or_default(), at.parse()?);
+                    match what {
+                        "open" => {
+                            target.clone_into(&mut hold.target);
+                            hold.opened.push(at);
+                        }
+                        "held" => hold.answers.push(at),
+                        _ => hold.end = at,
+                    }
+                }
+                _ if line == END => {}
+                _ => anyhow::bail!("{pod} logged {line}"),
+            }
         }
         Ok(())
     }
 
     /// What passed although it is forbidden; an error if anything did after the first refusal.
     pub fn forbidden(&self) -> Result<Findings> {
-        let mut findings = self.count();
-        for ((pod, target), tries) in &self.0 {
+        let mut findings = self.count()?;
+        for ((pod, target), tries) in &self.tries {
             let early = tries.iter().take_while(|one| one.passed).count();
             let later = tries[early..].iter().filter(|one| one.passed).count();
             ensure!(later == 0, "{pod} -> {target} passed {later} times after a refusal: {tries:?}");
-            ensure!(early < tries.len(), "{pod} -> {target} was never refused: {tries:?}");
+            let refused = tries.get(early);
+            let refused =
+                refused.with_context(|| format!("{pod} -> {target} was never refused: {tries:?}"))?;
             findings.passed_early += early;
+            if let Some(hold) = self.held.get(pod).filter(|hold| hold.target == *target) {
+                let later = hold.answers.iter().filter(|at| **at > refused.to).count();
+                ensure!(
+                    later == 0,
+                    "{pod} -> {target}: {later} answers came over a connection that should have been cut by {}: {hold:?}",
+                    refused.to
+                );
+            }
         }
         Ok(findings)
     }
 
     /// What was refused although it is permitted; an error if anything was after the first answer.
     pub fn permitted(&self) -> Result<Findings> {
-        let mut findings = self.count();
-        for ((pod, target), tries) in &self.0 {
+        let mut findings = self.count()?;
+        // By pod: when the last of its targets had answered for the first time, the SYNs sent again by then, and in all.
+        let mut pods: BTreeMap<&str, (f64, u64, u64)> = BTreeMap::new();
+        for ((pod, target), tries) in &self.tries {
             let early = tries.iter().take_while(|one| !one.passed).count();
             let first =
                 tries.get(early).with_context(|| format!("{pod} -> {target} never passed: {tries:?}"))?;
@@ -120,13 +203,42 @@ impl Tries {
             findings.delayed +=
                 tries.iter().filter(|one| one.passed && one.to - one.from > SECOND_SYN).count();
             findings.longest_wait = findings.longest_wait.max(first.to - tries[0].from);
+            let (at, by_then, in_all) = pods.entry(pod).or_default();
+            if first.to >= *at {
+                (*at, *by_then) = (first.to, first.resent);
+            }
+            *in_all = tries.iter().map(|one| one.resent).fold(*in_all, u64::max);
+        }
+        // A machine that is busy makes a connection slow; only a packet that was lost is sent again. (The SYNs of a held
+        // connection count as well, and cannot be told from those of the tries.)
+        for (pod, (at, by_then, in_all)) in pods {
+            ensure!(
+                by_then == in_all || self.held.contains_key(pod),
+                "{pod} lost {} SYNs after {at}, when everyone had answered it: {:?}",
+                in_all - by_then,
+                self.tries.iter().filter(|((one, _), _)| one == pod).collect::<Vec<_>>()
+            );
+        }
+        for (pod, hold) in &self.held {
+            let last = hold.answers.last().copied().unwrap_or_default();
+            ensure!(
+                hold.end - last < SILENCE,
+                "{pod} held a connection that was silent at the end: {hold:?}"
+            );
         }
         Ok(findings)
     }
 
-    fn count(&self) -> Findings {
-        let tries = self.0.values().map(Vec::len).sum();
-        Findings { sequences: self.0.len(), tries, ..Findings::default() }
+    fn count(&self) -> Result<Findings> {
+        ensure!(!self.held.is_empty(), "no pod held a connection");
+        Ok(Findings {
+            sequences: self.tries.len(),
+            tries: self.tries.values().map(Vec::len).sum(),
+            held: self.held.len(),
+            answers: self.held.values().map(|hold| hold.answers.len()).sum(),
+            reopened: self.held.values().map(|hold| hold.opened.len().saturating_sub(1)).sum(),
+            ..Findings::default()
+        })
     }
 }
 
@@ -134,26 +246,63 @@ impl Tries {
 mod tests {
     use super::*;
 
-    fn tries(results: &[&str]) -> Tries {
+    /// The log of one pod per text; lines are parted by `;`. The first pod holds a connection unless the text says so.
+    fn tries(pods: &[&str]) -> Tries {
         let mut tries = Tries::default();
-        let line = |(at, result): (usize, &&str)| format!("2026 stdout F try db {at}.00 {at}.50 {result}\n");
-        tries.add("a", &results.iter().enumerate().map(line).collect::<String>()).unwrap();
+        for (i, lines) in pods.iter().enumerate() {
+            let log: String =
+                lines.split(';').map(|line| format!("2026 stdout F {}\n", line.trim())).collect();
+            tries.add(&format!("pod-{i}"), &log).unwrap();
+        }
         tries
     }
 
+    /// One that was judged from its second on: what it held was cut at 3.5.
+    const CUT: &str =
+        "open db 0.1; try db 0.1 0.2 passed 0; try db 0.3 3.3 refused 1; held db 0.4; end all 9.0";
+    /// One that reconnected at 3.2 and went on.
+    const ON: &str = "open db 0.1; open db 3.2; try db 0.1 3.1 refused 1; try db 3.1 3.2 passed 1; held db 3.3; \
+                      held db 8.9; end all 9.0; all tries are done";
+
     #[test]
     fn what_passes_before_the_first_refusal_is_counted_and_after_it_is_wrong() {
-        let found = tries(&["passed", "passed", "refused"]).forbidden().unwrap();
-        assert_eq!((found.sequences, found.tries, found.passed_early), (1, 3, 2));
-        assert!(tries(&["refused", "passed", "refused"]).forbidden().is_err());
-        assert!(tries(&["passed"]).forbidden().is_err(), "never refused");
+        let found = tries(&[CUT, "try db 0.1 3.2 refused 1"]).forbidden().unwrap();
+        assert_eq!((found.sequences, found.tries, found.passed_early), (2, 3, 1));
+        assert_eq!((found.held, found.answers, found.reopened), (1, 1, 0));
+        for wrong in ["try db 0.1 3.1 refused 1; try db 3.2 3.3 passed 1", "try db 0.1 0.2 passed 0"] {
+            assert!(tries(&[CUT, wrong]).forbidden().is_err(), "{wrong}");
+        }
+        let uncut = tries(&[CUT, &CUT.replace("held db 0.4", "held db 3.4")]).forbidden().unwrap_err();
+        assert!(uncut.to_string().contains("pod-1 -> db: 1 answers"), "{uncut}");
+        assert!(tries(&["try db 0.1 3.2 refused 1"]).forbidden().is_err(), "nobody held a connection");
     }
 
     #[test]
     fn what_is_refused_before_the_first_answer_is_counted_and_after_it_is_wrong() {
-        let found = tries(&["refused", "passed", "passed"]).permitted().unwrap();
-        assert_eq!((found.refused_early, found.delayed, found.longest_wait), (1, 0, 1.5));
-        assert!(tries(&["passed", "refused"]).permitted().is_err());
-        assert!(tries(&["refused"]).permitted().is_err(), "never answered");
+        let found = tries(&[ON, "try db 0.1 1.2 passed 1; try db 1.3 1.4 passed 1"]).permitted().unwrap();
+        assert_eq!((found.sequences, found.refused_early, found.delayed), (2, 1, 1));
+        assert_eq!((found.held, found.answers, found.reopened), (1, 2, 1));
+        assert!((found.longest_wait - 3.1).abs() < 0.01, "{found}");
+        for wrong in ["try db 0.1 0.2 passed 0; try db 0.3 3.3 refused 1", "try db 0.1 3.1 refused 1"] {
+            assert!(tries(&[ON, wrong]).permitted().is_err(), "{wrong}");
+        }
+        let silent = tries(&[ON, &ON.replace("held db 8.9; ", "")]).permitted().unwrap_err();
+        assert!(silent.to_string().contains("silent at the end"), "{silent}");
+    }
+
+    #[test]
+    fn a_lost_syn_is_wrong_once_every_target_has_answered() {
+        let first = "try db 0.1 0.2 passed 0; try other 0.1 1.2 passed 1; try db 0.3 0.4 passed 0";
+        tries(&[ON, &format!("{first}; try db 1.3 1.4 passed 1")]).permitted().unwrap();
+        let lost = tries(&[ON, &format!("{first}; try db 1.3 2.4 passed 2")]).permitted().unwrap_err();
+        assert!(lost.to_string().contains("pod-1 lost 1 SYNs after 1.2"), "{lost}");
+    }
+
+    #[test]
+    fn the_script_is_one_that_a_shell_takes() {
+        let script = script(&[("db", "10.0.0.1".to_owned())], 5432, 2);
+        let checked =
+            std::process::Command::new("busybox").args(["sh", "-n", "-c", &script]).status().unwrap();
+        assert!(checked.success(), "{script}");
     }
 }

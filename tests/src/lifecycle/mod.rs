@@ -3,8 +3,10 @@
 pub mod agents;
 pub mod burst;
 pub mod etcd;
+pub mod image;
 pub mod leftovers;
 pub mod pod;
+pub mod uninstall;
 pub mod watch;
 
 pub use agents::Agents;

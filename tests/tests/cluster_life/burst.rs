@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use portcullis_tests::cluster::images::BUSYBOX;
-use portcullis_tests::eventually_within;
 use portcullis_tests::lifecycle::burst::{Tries, script};
+use portcullis_tests::{eventually_within, installed};
 
 use crate::scene::{LIFE, PORT, Scene};
 
@@ -15,6 +15,22 @@ const EACH: usize = 50;
 const TRIES: usize = 6;
 /// How long all may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Nobody who may was ever denied under its own name: what comes before its address is known is denied as `unmanaged`.
+fn denied_of_the_right(scene: &Scene) -> Result<[f64; 3]> {
+    let count = |source: (&str, &str), destination: (&str, &str)| {
+        let labels = [
+            ("source_namespace", source.0),
+            ("source_service_account", source.1),
+            ("destination_namespace", destination.0),
+            ("destination_service_account", destination.1),
+            ("verdict", "deny"),
+        ];
+        installed::metric(&scene.cluster, "portcullis_decisions_total", &labels)
+    };
+    let (right, db, outside) = ((LIFE, "right"), (LIFE, "db"), ("", "world"));
+    Ok([count(right, db)?, count(db, right)?, count(right, outside)?])
+}
 
 /// Half of them may reach the database and the outside, half may not.
 pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
@@ -34,6 +50,7 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
              [{{name: main, image: '{BUSYBOX}', imagePullPolicy: Never, command: {command}}}]\n"
         )
     };
+    let denied = denied_of_the_right(scene)?;
     let start = Instant::now();
     scene.cluster.apply(&(deployment("right") + &deployment("wrong")))?;
     let read = |account: &str| -> Result<(usize, Tries)> {
@@ -51,6 +68,8 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     note(&format!("{} pods started and tried in {:.1} s", 2 * EACH, start.elapsed().as_secs_f64()));
     note(&format!("  permitted: {}", read("right")?.1.permitted()?));
     note(&format!("  forbidden: {}", read("wrong")?.1.forbidden()?));
+    let now = denied_of_the_right(scene)?;
+    ensure!(now == denied, "connections of the right account were denied: {denied:?} before, {now:?} after");
     note(&watch.finish()?.to_string());
     scene.nothing_permitted_was_denied()
 }

@@ -2,6 +2,7 @@
 //! new pods, and removed, while permitted and forbidden traffic goes on.
 
 mod burst;
+mod leader;
 mod modes;
 mod outage;
 mod restarts;
@@ -23,6 +24,7 @@ fn no_event_of_its_life_loses_what_is_permitted_or_lets_through_what_is_not() ->
         let scene = Scene::up(&note)?;
         modes::audit_and_back(&scene, &note)?;
         restarts::killed_and_rolled(&scene, &note)?;
+        leader::another_one_leads(&scene, &note)?;
         restarts::dead_while_an_address_is_reused(&scene, &note)?;
         modes::opened_with_the_agent_dead(&scene, &note)?;
         outage::api_server_away(&scene, &note)?;

@@ -43,14 +43,11 @@ pub fn opened_with_the_agent_dead(scene: &Scene, note: &impl Fn(&str)) -> Result
     let opened = || intruder.net.tcp_exchange(db, NEVER).is_ok();
     ensure!(!opened(), "the intruder is refused at first");
     scene.agents().remove(0)?;
-    // As the documents say, from the image, in a pod that sees the node's files.
-    let debug = |mode: &str| {
-        let image = "--image=portcullis:dev";
-        let fixed = ["debug", "node/node0", "--profile=sysadmin", image, "--image-pull-policy=Never"];
-        let rest = ["--attach", "--quiet", "--", "/portcullis", "--root", "/host", "mode", mode];
-        run(&mut scene.cluster.kubectl_command(fixed.iter().chain(&rest))?)
-    };
-    let said = debug("off")?;
+    let said = debug(scene, "off")?;
+    eventually(&format!("node0 to be open, after {said}"), opened)?;
+    let said = by_runtime(scene, "clear")?;
+    eventually(&format!("node0 to be closed, after {said}"), || !opened())?;
+    let said = by_runtime(scene, "off")?;
     eventually(&format!("node0 to be open, after {said}"), opened)?;
     ensure!(scene.intruder[1].net.tcp_exchange(scene.db[1].v4(PORT), NEVER).is_err(), "node1 is not opened");
     scene.agents().restore(0)?;
@@ -58,9 +55,35 @@ pub fn opened_with_the_agent_dead(scene: &Scene, note: &impl Fn(&str)) -> Result
     ensure!(opened(), "an agent that starts leaves the switch alone");
     scene.agents().kill(0)?;
     ensure!(opened(), "an agent that starts leaves the switch alone");
-    let said = debug("clear")?;
+    let said = debug(scene, "clear")?;
     eventually(&format!("node0 to be closed, after {said}"), || !opened())?;
     note(&format!("mode off with the agent dead, and clear: {}", watch.finish()?));
     scene.watch()?.finish()?;
     Ok(())
+}
+
+/// `portcullis mode`, as the documents say, in a pod that sees the files of the first node.
+fn debug(scene: &Scene, mode: &str) -> Result<String> {
+    let image = "--image=portcullis:dev";
+    let fixed = ["debug", "node/node0", "--profile=sysadmin", image, "--image-pull-policy=Never"];
+    let rest = ["--attach", "--quiet", "--", "/portcullis", "--root", "/host", "mode", mode];
+    let said = run(&mut scene.cluster.kubectl_command(fixed.iter().chain(&rest))?);
+    // kubectl leaves its pod for whoever wants to read the log.
+    let pods = scene.cluster.kubectl(["get", "pods", "--output=name"])?;
+    let debuggers: Vec<&str> = pods.lines().filter(|pod| pod.starts_with("pod/node-debugger-")).collect();
+    ensure!(debuggers.len() == 1, "the debugging pods are {debuggers:?}");
+    scene.cluster.kubectl(["delete", "--now", "--wait"].iter().chain(&debuggers))?;
+    said
+}
+
+/// The same without the API server, as the documents say, by the first node's container runtime alone.
+fn by_runtime(scene: &Scene, mode: &str) -> Result<String> {
+    let node = scene.cluster.node(0);
+    // The machine's cgroups are not the node's to change.
+    let only_here = ["--cgroup", ""];
+    let fixed = ["run", "--rm", "--privileged"];
+    let mount = ["--mount", "type=bind,src=/sys/fs/bpf,dst=/sys/fs/bpf,options=rbind:rw"];
+    let name = format!("mode-{mode}");
+    let rest = ["docker.io/library/portcullis:dev", &name, "/portcullis", "mode", mode];
+    node.ctr_on_node(fixed.into_iter().chain(only_here).chain(mount).chain(rest))
 }

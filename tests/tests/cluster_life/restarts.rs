@@ -3,11 +3,11 @@
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::eventually;
-use portcullis_tests::lifecycle::LivePod;
+use portcullis_tests::lifecycle::{LivePod, image};
+use portcullis_tests::{TempDir, eventually, eventually_within, installed};
 
 use crate::scene::{LIFE, PORT, Scene};
 
@@ -15,24 +15,32 @@ const SOON: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_millis(1300);
 /// Short tries, so that many begin around the moment that counts.
 const QUICK: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Seconds of the clock that agents publish times of.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
 
 /// Killed on each node, then rolled to another image: nothing permitted is lost, nothing forbidden passes.
 pub fn killed_and_rolled(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
-    for i in 0..2 {
-        scene.cluster.node(i).ctr([
-            "images",
-            "tag",
-            "docker.io/library/portcullis:dev",
-            "docker.io/library/portcullis:dev2",
-        ])?;
-    }
+    let folder = TempDir::new()?;
+    scene.cluster.load(&image::another(&installed::image()?, folder.path())?)?;
     let watch = scene.watch()?;
     for i in 0..2 {
         scene.agents().kill(i)?;
         note(&format!("the agent of node{i} was killed, and another one is ready"));
     }
     watch.check()?;
-    scene.agents().set_image("portcullis:dev2")?;
+    let before = scene.agents().images()?;
+    scene.agents().set_image(image::NEXT)?;
+    let after = scene.agents().images()?;
+    ensure!(
+        before.len() == 2
+            && before.keys().eq(after.keys())
+            && before.iter().all(|(node, id)| after[node] != *id),
+        "not every agent runs another image: {before:?} before, {after:?} now"
+    );
     note("all agents run from another image");
     note(&watch.finish()?.to_string());
     scene.nothing_permitted_was_denied()
@@ -62,7 +70,17 @@ pub fn dead_while_an_address_is_reused(scene: &Scene, note: &impl Fn(&str)) -> R
         note(&format!("  no agent on node0: {what}: {}", if found { "passes" } else { "refused" }));
         ensure!(found == passes, "the documents say otherwise of: {what}");
     }
+    // What it opens now is open when the agent is back.
+    let mut open = Vec::new();
+    for to in [db0.v4(PORT), Scene::outside()] {
+        let mut connection = heir.net.tcp_connect(to, SOON)?;
+        connection.exchange(SOON).with_context(|| format!("the heir's connection to {to}, unjudged"))?;
+        open.push((to, connection));
+    }
     right_before_ready(scene, &heir)?;
+    for (to, connection) in &mut open {
+        ensure!(connection.exchange(NEVER).is_err(), "the heir's connection to {to} outlived the gap");
+    }
     late.net.tcp_exchange(db0.v4(PORT), NEVER).context("the new pod, once the agent is ready")?;
     late.net.tcp_exchange(db1.v6(PORT), NEVER).context("the new pod, to the other node")?;
     for to in [db0.v6(PORT), db1.v4(PORT), Scene::outside()] {
@@ -88,14 +106,26 @@ fn give_next(scene: &Scene, pod: &LivePod) -> Result<()> {
     std::fs::write(folder.join("last_reserved_ip.1"), before6.to_string()).context("the node's addresses")
 }
 
-/// Brings the agent back. No connection that begins after it says that it is ready may pass as the old owner's.
+/// When the agent of a node that has just been given one had programmed everything for the first time, by its own word and
+/// clock: it is not ready before.
+fn first_success(scene: &Scene, node: usize) -> Result<f64> {
+    let mut at = 0.0;
+    eventually_within(PATIENCE, "the agent to say that everything is programmed", || {
+        at = installed::metric_of(&scene.cluster, node, "portcullis_last_success_timestamp_seconds", &[])
+            .unwrap_or_default();
+        at > 0.0
+    })?;
+    Ok(at)
+}
+
+/// Brings the agent back. No connection that begins after it has programmed everything may pass as the old owner's.
 fn right_before_ready(scene: &Scene, heir: &LivePod) -> Result<()> {
     let (stop, passed) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     let (db, outside) = (scene.db[0].v4(PORT), Scene::outside());
     let try_all = |to| {
         heir.net.run(|| {
             while !stop.load(Ordering::SeqCst) {
-                let begun = Instant::now();
+                let begun = now();
                 if std::net::TcpStream::connect_timeout(&to, QUICK).is_ok() {
                     passed.lock().unwrap_or_else(PoisonError::into_inner).push((begun, to));
                     std::thread::sleep(QUICK / 10);
@@ -104,10 +134,10 @@ fn right_before_ready(scene: &Scene, heir: &LivePod) -> Result<()> {
             Ok(())
         })
     };
-    let ready = std::thread::scope(|scope| {
+    let right = std::thread::scope(|scope| {
         let tries = [scope.spawn(|| try_all(db)), scope.spawn(|| try_all(outside))];
-        let ready = scene.agents().restore(0).and_then(|()| scene.agents().wait_ready(0));
-        let at = Instant::now();
+        let right = scene.agents().restore(0).and_then(|()| first_success(scene, 0));
+        let ready = scene.agents().wait_ready(0);
         // Some tries that begin when it is ready.
         let refused = heir.net.tcp_exchange(db, NEVER).is_err();
         stop.store(true, Ordering::SeqCst);
@@ -116,16 +146,16 @@ fn right_before_ready(scene: &Scene, heir: &LivePod) -> Result<()> {
         }
         ready?;
         ensure!(refused, "the heir passes when the agent is ready");
-        Ok::<_, anyhow::Error>(at)
+        right
     })?;
     let passed = passed.into_inner().unwrap_or_else(PoisonError::into_inner);
     for to in [db, outside] {
         let count = passed.iter().filter(|(_, at)| *at == to).count();
         ensure!(count > 0, "the heir should have reached {to} while nobody judged it");
-        let late = passed.iter().filter(|(begun, at)| *at == to && *begun > ready).count();
+        let late = passed.iter().filter(|(begun, at)| *at == to && *begun > right).count();
         ensure!(
             late == 0,
-            "{late} of {count} connections of the heir to {to} passed after the agent was ready"
+            "{late} of {count} connections of the heir to {to} passed after the agent had programmed everything"
         );
     }
     Ok(())

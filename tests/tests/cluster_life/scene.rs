@@ -1,5 +1,6 @@
 //! The pods, policies and servers that all phases share.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
@@ -7,7 +8,7 @@ use portcullis_tests::cluster::images::BUSYBOX;
 use portcullis_tests::cluster::names::OUTSIDE;
 use portcullis_tests::cluster::{Cluster, Options};
 use portcullis_tests::installed::{self, Wanted};
-use portcullis_tests::lifecycle::{Agents, Kind, Line, LivePod, Watch};
+use portcullis_tests::lifecycle::{Agents, Kind, Line, LivePod, Watch, leftovers};
 use portcullis_tests::traffic::Echo;
 
 /// The namespace of everything.
@@ -77,6 +78,8 @@ pub struct Scene {
     pub db: [LivePod; 2],
     pub api: [LivePod; 2],
     pub intruder: [LivePod; 2],
+    /// What was in the kernel before the cluster was, of other clusters.
+    pub loaded: BTreeSet<String>,
     servers: Vec<Echo>,
 }
 
@@ -92,6 +95,7 @@ pub fn pod(account: &str, name: &str, node: usize, more: &str) -> String {
 impl Scene {
     /// Starts everything, in mode Enforce.
     pub fn up(note: &impl Fn(&str)) -> Result<Self> {
+        let loaded = leftovers::loaded()?;
         let cluster = Cluster::up(&Options { images: vec![installed::image()?], ..Options::default() })?;
         note("the cluster is up");
         installed::install(&cluster)?;
@@ -130,7 +134,7 @@ impl Scene {
             Wanted { policies: ["db", "kept-in", "right", "web"].map(policy).into(), pods: pods.collect() };
         installed::wait_programmed(&cluster, &wanted)?;
         note("the policies are programmed");
-        Ok(Self { cluster, db, api, intruder, servers })
+        Ok(Self { cluster, db, api, intruder, loaded, servers })
     }
 
     /// The agents.

@@ -1,11 +1,9 @@
-//! Taken off again, as its documents say.
+//! Taken off again, while it enforces.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::lifecycle::leftovers;
-use portcullis_tests::{deploy, eventually};
+use portcullis_tests::lifecycle::{leftovers, uninstall};
 
 use crate::scene::{PORT, Scene};
 
@@ -16,28 +14,19 @@ pub fn leaves_nothing(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     let cluster = &scene.cluster;
     for i in 0..2 {
         let there = leftovers::on_node(cluster, i)?;
-        ensure!(there.iter().any(|thing| thing.contains("program")), "node{i} has no programs: {there:?}");
+        for kind in ["program", "file /sys/fs/bpf", "file /run/portcullis"] {
+            ensure!(there.iter().any(|thing| thing.contains(kind)), "node{i} has no {kind}: {there:?}");
+        }
     }
-    let installed = deploy::folder().join("portcullis.yaml");
-    cluster.kubectl(["delete", "--wait", "--filename", &installed.to_string_lossy()])?;
-    note("the manifests are deleted");
-    let cleanup = fs::read_to_string(deploy::folder().join("cleanup.yaml")).context("deploy/cleanup.yaml")?;
-    cluster.apply(&cleanup)?;
-    cluster.wait_rollout("portcullis-cleanup", "daemonset/portcullis-cleanup")?;
-    cluster.delete(&cleanup)?;
-    note("the nodes are clean");
-    for i in 0..2 {
-        let mut left = Vec::new();
-        eventually(&format!("nothing to be left on node{i}"), || {
-            left = leftovers::on_node(cluster, i).unwrap_or_else(|error| vec![format!("{error:#}")]);
-            left.is_empty()
-        })
-        .with_context(|| format!("left: {left:?}"))?;
-    }
-    let definitions = cluster.kubectl(["get", "crd", "--output=name"])?;
-    ensure!(!definitions.contains("portcullis"), "definitions are left: {definitions}");
-    let roles = cluster.kubectl(["get", "clusterrole,clusterrolebinding,namespace", "--output=name"])?;
-    ensure!(!roles.contains("portcullis"), "objects are left: {roles}");
+    let loaded = leftovers::loaded()?;
+    ensure!(
+        ["program from_pod", "map IPCACHE4", "map flows4"]
+            .iter()
+            .all(|what| loaded.difference(&scene.loaded).any(|thing| thing.starts_with(what))),
+        "not all of what is loaded is found: {loaded:?}"
+    );
+    uninstall::uninstall(cluster, note)?;
+    uninstall::nothing_left(cluster, &scene.loaded)?;
     for (from, to) in [
         (&scene.intruder[0], scene.db[0].v4(PORT)),
         (&scene.intruder[0], scene.db[1].v6(PORT)),

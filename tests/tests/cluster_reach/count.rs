@@ -1,6 +1,5 @@
 //! Denials in the metrics: of the node that denied, under the pair that was denied.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,7 +8,9 @@ use portcullis_tests::cluster_probe::{self, Outcome, Probe, Protocol, Source};
 use portcullis_tests::installed::{METRICS, sum_of};
 use serde_json::{Value, json};
 
-use crate::objects::{World, accept, accounts, at, from_pod, outside, pod, policy, probes, server, service};
+use crate::objects::{
+    World, accept, accounts, at, from_outside, from_pod, node, pod, policy, probes, server, service,
+};
 
 /// The namespace.
 pub const COUNT: &str = "count";
@@ -21,7 +22,9 @@ const ONCE: Duration = Duration::from_millis(700);
 pub fn workloads() -> Vec<Value> {
     let mut objects = accounts(COUNT, &["vault", "near", "far", "caged"]);
     objects.push(server(COUNT, "vault", "vault", 0, PORT));
-    objects.push(service(COUNT, "vault", &json!({"app": "vault"}), PORT));
+    let mut vault = service(COUNT, "vault", &json!({"app": "vault"}), PORT);
+    vault["spec"]["type"] = "NodePort".into();
+    objects.push(vault);
     for (account, node) in [("near", 0), ("far", 1), ("caged", 1)] {
         objects.push(pod(COUNT, account, account, node, &["pause"]));
     }
@@ -44,7 +47,8 @@ pub fn policy_names() -> Vec<(String, String)> {
 
 /// Who is denied: namespace and account of the caller, where and in which direction it is counted.
 struct Caller {
-    source: Source,
+    /// What it tries.
+    probes: Vec<Probe>,
     principal: (&'static str, &'static str),
     node: usize,
     direction: &'static str,
@@ -52,51 +56,42 @@ struct Caller {
 
 /// Tries everything once and compares the counters before and after.
 pub fn exactly(cluster: &Cluster, world: &World) -> Result<usize> {
-    let inside = |account: &'static str, node, direction| Caller {
-        source: from_pod(COUNT, account),
-        principal: (COUNT, account),
-        node,
-        direction,
+    let pod = at(&world.pod(COUNT, "vault")?, PORT);
+    let frontends = world.service(COUNT, "vault")?;
+    let inside = |account: &'static str, node, direction| {
+        let source = from_pod(COUNT, account);
+        let mut tried = probes(&source, Protocol::Tcp, &[&pod[..], &frontends].concat());
+        tried.extend(probes(&source, Protocol::Udp, &pod));
+        Caller { probes: tried, principal: (COUNT, account), node, direction }
     };
-    let [v4, _] = outside();
+    // Directly, and by a port of either node, both of which put their own address in the client's place.
+    let node_port = world.node_port(COUNT, "vault", 0)?;
+    let ways = [pod.clone(), at(&node(0), node_port), at(&node(1), node_port)].concat();
+    let outside = ways.iter().flat_map(|to| probes(&from_outside(to), Protocol::Tcp, &[*to])).collect();
     let callers = [
         inside("near", 0, "ingress"),
         inside("far", 0, "ingress"),
         // Its own node denies it, and the other one sees nothing of it.
         inside("caged", 1, "egress"),
-        Caller { source: Source::Outside(v4), principal: ("", "world"), node: 0, direction: "ingress" },
-        Caller { source: Source::Node(1), principal: ("", "node"), node: 0, direction: "ingress" },
+        Caller { probes: outside, principal: ("", "world"), node: 0, direction: "ingress" },
+        // To a port that nothing leads to from outside.
+        Caller {
+            probes: probes(&Source::Node(1), Protocol::Udp, &pod),
+            principal: ("", "node"),
+            node: 0,
+            direction: "ingress",
+        },
     ];
-    let pod = at(&world.pod(COUNT, "vault")?, PORT);
-    let frontends = world.service(COUNT, "vault")?;
-    let targets = |caller: &Caller| -> Vec<SocketAddr> {
-        let all = match caller.source {
-            Source::Pod { .. } => pod.iter().chain(&frontends),
-            _ => pod.iter().chain(&[]),
-        };
-        let family = |to: &&SocketAddr| to.is_ipv4() || !matches!(caller.source, Source::Outside(_));
-        all.filter(family).copied().collect()
-    };
     let before = counts(cluster, &callers)?;
-    let all: Vec<Vec<Probe>> = callers
-        .iter()
-        .map(|caller| {
-            let mut all = probes(&caller.source, Protocol::Tcp, &targets(caller));
-            if matches!(caller.source, Source::Pod { .. }) {
-                all.extend(probes(&caller.source, Protocol::Udp, &pod));
-            }
-            all
-        })
-        .collect();
-    let flat: Vec<&Probe> = all.iter().flatten().collect();
+    let flat: Vec<&Probe> = callers.iter().flat_map(|caller| &caller.probes).collect();
     for (probe, outcome) in flat.iter().zip(cluster_probe::send(cluster, &flat, ONCE)?) {
         ensure!(outcome == Outcome::Silence, "{probe}: {outcome}");
     }
     let after = counts(cluster, &callers)?;
-    for (i, (caller, probes)) in callers.iter().zip(&all).enumerate() {
+    for (i, caller) in callers.iter().enumerate() {
         let counted = [0, 1].map(|node| after[node][i] - before[node][i]);
         let (namespace, account) = caller.principal;
-        let sent = f64::from(u16::try_from(probes.len())?);
+        let sent = f64::from(u16::try_from(caller.probes.len())?);
         // A busy machine may send a SYN a second time before the client gives up.
         let here = counted[caller.node];
         ensure!(

@@ -13,13 +13,16 @@ mod outside;
 mod people;
 mod shop;
 mod truth;
+mod uninstall;
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::{Cluster, Options, Pods, Proxy};
 use portcullis_tests::cluster_probe::{self, Check};
+use portcullis_tests::command::run;
 use portcullis_tests::installed::{self, Wanted};
+use portcullis_tests::lifecycle::leftovers;
 use portcullis_tests::{deploy, privileged_test};
 use serde_json::{Value, json};
 
@@ -33,6 +36,7 @@ const NAMESPACES: [&str; 7] =
 fn routed_pods_and_iptables() -> Result<()> {
     privileged_test(|| {
         let clock = Clock::start();
+        let loaded = leftovers::loaded()?;
         let cluster = up(Pods::Routed, Proxy::Iptables)?;
         clock.note("the cluster is up");
         // As a person installs it.
@@ -58,6 +62,8 @@ fn routed_pods_and_iptables() -> Result<()> {
         clock.note("the audited connection is cut");
         enforced(&cluster, &clock, &world)?;
         truth::replay(&cluster, &clock)?;
+        other_proxy(&cluster, &clock, &world, Proxy::Nftables)?;
+        uninstall::from_audit(&cluster, &clock, &loaded)?;
         cluster.down()?;
         clock.note("the cluster is down");
         Ok(())
@@ -75,6 +81,7 @@ fn bridged_pods_and_nftables() -> Result<()> {
         clock.note("Portcullis is installed and enforces");
         let world = start(&cluster, &clock)?;
         enforced(&cluster, &clock, &world)?;
+        other_proxy(&cluster, &clock, &world, Proxy::Iptables)?;
         cluster.down()?;
         clock.note("the cluster is down");
         Ok(())
@@ -156,6 +163,27 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
     let failed: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
+}
+
+/// What goes through kube-proxy, with it in its other mode.
+fn other_proxy(cluster: &Cluster, clock: &Clock, world: &World, proxy: Proxy) -> Result<()> {
+    cluster.change_proxy(proxy)?;
+    for (node, name) in cluster.nodes().iter().zip(["node0", "node1"]) {
+        let said = |program: &str, args: &[&str]| run(&mut node.place.command(program, args)?);
+        let tables = said("nft", &["list", "tables"])?;
+        let found = [
+            tables.lines().any(|line| line == "table ip kube-proxy"),
+            said("iptables-save", &[])?.contains("KUBE-SVC-"),
+        ];
+        let wanted = [proxy == Proxy::Nftables, proxy == Proxy::Iptables];
+        ensure!(
+            found == wanted,
+            "{name}: nftables and iptables have rules of kube-proxy: {found:?}, not {wanted:?}"
+        );
+    }
+    clock.note(&format!("kube-proxy does services with {proxy}"));
+    let checks = [shop::reach(world, false)?, outside::reach(world)?].concat();
+    try_all(cluster, clock, &format!("the shop, and from outside, with {proxy}"), &checks)
 }
 
 fn try_all(cluster: &Cluster, clock: &Clock, what: &str, checks: &[Check]) -> Result<()> {

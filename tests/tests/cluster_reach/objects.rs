@@ -142,9 +142,9 @@ impl World {
             .collect())
     }
 
-    /// The node port of a service.
-    pub fn node_port(&self, namespace: &str, name: &str) -> Result<u16> {
-        number(&self.object(namespace, name)?["spec"]["ports"][0]["nodePort"])
+    /// The node port of a service, of its port with this number from 0.
+    pub fn node_port(&self, namespace: &str, name: &str, port: usize) -> Result<u16> {
+        number(&self.object(namespace, name)?["spec"]["ports"][port]["nodePort"])
             .with_context(|| format!("the service {namespace}/{name} has no node port"))
     }
 
@@ -207,11 +207,19 @@ pub fn probes(from: &Source, protocol: Protocol, targets: &[SocketAddr]) -> Vec<
     targets.iter().map(|to| Probe { from: from.clone(), protocol, to: *to }).collect()
 }
 
-/// TCP probes from outside, each from the outside's address of the target's family.
-pub fn checks_from_outside(targets: &[SocketAddr], answered: bool, what: &str) -> Vec<Check> {
-    let [v4, v6] = outside();
-    let one = |to: &SocketAddr| {
-        checks(&Source::Outside(if to.is_ipv4() { v4 } else { v6 }), &[*to], answered, what)
-    };
+/// Probes from outside, each from the outside's address of the target's family.
+pub fn checks_from_outside(
+    protocol: Protocol,
+    targets: &[SocketAddr],
+    answered: bool,
+    what: &str,
+) -> Vec<Check> {
+    let one = |to: &SocketAddr| checks_of(protocol, &from_outside(to), &[*to], answered, what);
     targets.iter().flat_map(one).collect()
+}
+
+/// The outside, with its address of the target's family.
+pub fn from_outside(to: &SocketAddr) -> Source {
+    let [v4, v6] = outside();
+    Source::Outside(if to.is_ipv4() { v4 } else { v6 })
 }

@@ -64,7 +64,7 @@ enum Address {
     Masqueraded,
 }
 
-/// Addresses of the services that the outside routes to the first node.
+/// Addresses of the services that the outside routes to a node.
 fn external(kind: u8, i: usize) -> [IpAddr; 2] {
     let i = u8::try_from(i).unwrap_or(u8::MAX);
     [[198, 18, kind, 10 + i].into(), [0xfd18, 0, 0, kind.into(), 0, 0, 0, 0x10 + u16::from(i)].into()]
@@ -73,6 +73,11 @@ fn external(kind: u8, i: usize) -> [IpAddr; 2] {
 const EXTERNAL_IPS: u8 = 0;
 const LOAD_BALANCERS: u8 = 1;
 const LOCAL_LOAD_BALANCERS: u8 = 2;
+/// These the outside routes to the second node, where no backend is.
+const LOAD_BALANCERS_AWAY: u8 = 3;
+const LOCAL_LOAD_BALANCERS_AWAY: u8 = 4;
+/// Where the servers listen for UDP that comes by a node port. (Their other UDP port has none.)
+const UDP_PORT: u16 = 8082;
 
 /// Everything but policies.
 pub fn workloads() -> Vec<Value> {
@@ -82,11 +87,21 @@ pub fn workloads() -> Vec<Value> {
         server["spec"]["containers"][0]["ports"] = json!([
             {"containerPort": PORT, "hostPort": host_port(i)},
         ]);
+        let mut udp = server["spec"]["containers"][0].clone();
+        udp["name"] = "udp".into();
+        udp["args"] = json!(["netexec", "--http-port=8083", format!("--udp-port={UDP_PORT}")]);
+        udp["ports"] = json!([]);
+        udp["readinessProbe"]["httpGet"]["port"] = 8083.into();
+        server["spec"]["containers"] = json!([server["spec"]["containers"][0], udp]);
         objects.push(server);
         for (kind, what) in [("Cluster", "cluster"), ("Local", "local")] {
             let mut service = service(EDGE, &format!("{account}-{what}"), &json!({"app": account}), PORT);
             service["spec"]["type"] = "LoadBalancer".into();
             service["spec"]["externalTrafficPolicy"] = kind.into();
+            service["spec"]["ports"] = json!([
+                {"name": "tcp", "port": PORT, "targetPort": PORT},
+                {"name": "udp", "port": UDP_PORT, "targetPort": UDP_PORT, "protocol": "UDP"},
+            ]);
             if kind == "Cluster" {
                 service["spec"]["externalIPs"] = json!(external(EXTERNAL_IPS, i));
             }
@@ -114,9 +129,19 @@ pub fn policy_names() -> Vec<(String, String)> {
 pub fn balance(cluster: &Cluster) -> Result<()> {
     let (v4, v6) = cluster.node_addresses(HOME);
     cluster.outside.ip(&format!("route replace 198.18.0.0/15 via {v4}\nroute replace fd18::/16 via {v6}"))?;
+    let (v4, v6) = cluster.node_addresses(1);
+    for kind in [LOAD_BALANCERS_AWAY, LOCAL_LOAD_BALANCERS_AWAY] {
+        cluster.outside.ip(&format!(
+            "route replace 198.18.{kind}.0/24 via {v4}\nroute replace fd18:0:0:{kind}::/64 via {v6}"
+        ))?;
+    }
     for (i, (account, _)) in SERVERS.iter().enumerate() {
-        for (kind, what) in [(LOAD_BALANCERS, "cluster"), (LOCAL_LOAD_BALANCERS, "local")] {
-            let ingress: Vec<Value> = external(kind, i).iter().map(|ip| json!({"ip": ip})).collect();
+        for (kinds, what) in [
+            ([LOAD_BALANCERS, LOAD_BALANCERS_AWAY], "cluster"),
+            ([LOCAL_LOAD_BALANCERS, LOCAL_LOAD_BALANCERS_AWAY], "local"),
+        ] {
+            let ips = kinds.into_iter().flat_map(|kind| external(kind, i));
+            let ingress: Vec<Value> = ips.map(|ip| json!({"ip": ip})).collect();
             let patch = json!({"status": {"loadBalancer": {"ingress": ingress}}}).to_string();
             let service = format!("service/{account}-{what}");
             cluster.kubectl([
@@ -138,13 +163,32 @@ pub fn balance(cluster: &Cluster) -> Result<()> {
 pub fn reach(world: &World) -> Result<Vec<Check>> {
     let mut all = Vec::new();
     for (i, (account, who)) in SERVERS.into_iter().enumerate() {
-        let mut add = |targets: &[SocketAddr], address, what: &str| {
+        let mut add_by = |protocol, targets: &[SocketAddr], address, what: &str| {
             let what = format!("{what}, for {who:?}");
-            all.extend(checks_from_outside(targets, who.lets_in(address), &what));
+            all.extend(checks_from_outside(protocol, targets, who.lets_in(address), &what));
         };
+        let udp = |service: &str| world.node_port(EDGE, service, 1);
+        let (udp_cluster, udp_local) =
+            (udp(&format!("{account}-cluster"))?, udp(&format!("{account}-local"))?);
+        let (own, masqueraded) = (Address::Own, Address::Masqueraded);
+        add_by(
+            Protocol::Udp,
+            &at(&node(HOME), udp_cluster),
+            masqueraded,
+            "UDP NodePort, Cluster, node with the backend",
+        );
+        add_by(
+            Protocol::Udp,
+            &at(&node(1), udp_cluster),
+            masqueraded,
+            "UDP NodePort, Cluster, node without a backend",
+        );
+        add_by(Protocol::Udp, &at(&node(HOME), udp_local), own, "UDP NodePort, Local, node with the backend");
+        let mut add =
+            |targets: &[SocketAddr], address, what: &str| add_by(Protocol::Tcp, targets, address, what);
         let pod = at(&world.pod(EDGE, account)?, PORT);
-        let cluster = world.node_port(EDGE, &format!("{account}-cluster"))?;
-        let local = world.node_port(EDGE, &format!("{account}-local"))?;
+        let cluster = world.node_port(EDGE, &format!("{account}-cluster"), 0)?;
+        let local = world.node_port(EDGE, &format!("{account}-local"), 0)?;
         add(&pod, Address::Own, "the pod's address");
         add(&at(&node(HOME), cluster), Address::Masqueraded, "NodePort, Cluster, node with the backend");
         add(&at(&node(1), cluster), Address::Masqueraded, "NodePort, Cluster, node without a backend");
@@ -153,12 +197,18 @@ pub fn reach(world: &World) -> Result<Vec<Check>> {
         add(&at(&external(LOAD_BALANCERS, i), PORT), Address::Masqueraded, "load balancer, Cluster");
         add(&at(&external(LOCAL_LOAD_BALANCERS, i), PORT), Address::Own, "load balancer, Local");
         add(&at(&node(HOME), host_port(i)), Address::Own, "host port");
+        let away = at(&external(LOAD_BALANCERS_AWAY, i), PORT);
+        add(&away, Address::Masqueraded, "load balancer, Cluster, by a node without a backend");
         // Nobody is there, whatever the policy.
-        all.extend(checks_from_outside(
-            &at(&node(1), local),
-            false,
-            "NodePort, Local, node without a backend: kube-proxy drops it",
-        ));
+        let away = at(&external(LOCAL_LOAD_BALANCERS_AWAY, i), PORT);
+        for (protocol, to, what) in [
+            (Protocol::Tcp, at(&node(1), local), "NodePort, Local"),
+            (Protocol::Udp, at(&node(1), udp_local), "UDP NodePort, Local"),
+            (Protocol::Tcp, away, "load balancer, Local"),
+        ] {
+            let what = format!("{what}, node without a backend: kube-proxy drops it");
+            all.extend(checks_from_outside(protocol, &to, false, &what));
+        }
         // The TCP port has a node port, and what comes from another node there may come from outside. The UDP port has none.
         let process = |protocol, node, answered, what: &str| {
             let what = format!("a process of {what}, for {who:?}");

@@ -1,0 +1,53 @@
+//! Who writes the status of policies.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use portcullis_tests::eventually_within;
+
+use crate::scene::{LIFE, Scene};
+
+/// Another agent looks at the Lease three times in its minute.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A policy that the first leader never sees.
+const LATER: &str = "
+apiVersion: portcullis.dev/v1alpha1
+kind: IdentityPolicy
+metadata: {name: later, namespace: life}
+spec:
+  subject: {serviceAccounts: {names: [nobody-at-all]}}
+  ingress: {}
+";
+
+/// One agent leads and says of every policy that it is accepted. When it goes, another one leads, and goes on.
+pub fn another_one_leads(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
+    let mut found = Ok(0);
+    let waited = eventually_within(PATIENCE, "exactly one agent to lead", || {
+        found = scene.agents().leader();
+        found.is_ok()
+    });
+    let first = found?;
+    waited?;
+    scene.cluster.wait_for(LIFE, "identitypolicies --all", "condition=Accepted")?;
+    let holder = scene.cluster.value("portcullis-system", "lease/portcullis", "{.spec.holderIdentity}")?;
+    ensure!(
+        holder == format!("node{first}"),
+        "the Lease is held by {holder}, and the agent of node{first} leads"
+    );
+    note(&format!("the agent of node{first} leads, and every policy is accepted"));
+
+    scene.agents().remove(first)?;
+    scene.cluster.apply(LATER)?;
+    eventually_within(PATIENCE, "the other agent to lead", || {
+        scene.agents().leader().is_ok_and(|leader| leader != first)
+    })?;
+    scene.cluster.wait_for(LIFE, "identitypolicy/later", "condition=Accepted")?;
+    scene.agents().restore(first)?;
+    scene.agents().wait_ready(first)?;
+    let leader = scene.agents().leader()?;
+    ensure!(leader != first, "the former leader took the Lease back");
+    scene.cluster.delete(LATER)?;
+    note(&format!("node{first} lost its agent, and that of node{leader} leads"));
+    Ok(())
+}
