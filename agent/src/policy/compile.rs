@@ -51,7 +51,7 @@ pub fn compile(world: &World, numbers: &mut Numbers) -> Desired {
 }
 
 /// The modes that namespaces ask for.
-fn namespace_modes<'w>(world: &'w World, problems: &mut Vec<Problem>) -> HashMap<&'w str, Mode> {
+pub(super) fn namespace_modes<'w>(world: &'w World, problems: &mut Vec<Problem>) -> HashMap<&'w str, Mode> {
     let mode = |namespace: &'w crate::model::Namespace| {
         let mut report = Report::new(format_args!("Namespace {}", namespace.name), problems);
         let text = namespace.labels.get(MODE_KEY).map(String::as_str);
@@ -61,7 +61,11 @@ fn namespace_modes<'w>(world: &'w World, problems: &mut Vec<Problem>) -> HashMap
 }
 
 /// Every policy, translated, but for those that are switched off: themselves, or by their namespace.
-fn policies_in_force(world: &World, modes: &HashMap<&str, Mode>, problems: &mut Vec<Problem>) -> Vec<Policy> {
+pub(super) fn policies_in_force(
+    world: &World,
+    modes: &HashMap<&str, Mode>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Policy> {
     let mut policies = Vec::new();
     if world.settings.network_policies {
         policies.extend(
