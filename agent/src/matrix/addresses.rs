@@ -38,7 +38,7 @@ pub(super) fn give(world: &mut World, asked: &[IpNet]) -> Given {
         .map(|is4| ranges.iter().filter(|net| net.addr().is_ipv4() == is4).copied().collect::<Vec<_>>())
         .into_iter()
         .filter(|nets| !nets.is_empty())
-        .map(|nets| nets.into_iter().flat_map(|net| hosts(net)))
+        .map(|nets| nets.into_iter().flat_map(hosts))
         .collect();
     for pod in world.pods.values_mut().filter(|pod| needs(pod)) {
         let mut next = Vec::new();

@@ -119,6 +119,7 @@ fn who_takes_no_part_is_named() {
         + &pod("new", "default", ", status: {podIP: 10.0.0.9, startTime: '2026-01-02T00:00:00Z'}")
         + &pod("x", "default", "").replace("namespace: shop", "namespace: bad")
         + "---\n{apiVersion: v1, kind: Namespace, metadata: {name: bad, labels: [a]}}\n"
+        + &"---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n".repeat(2)
         + "---\n{apiVersion: crd.example.org/v1, kind: GlobalNetworkPolicy, metadata: {name: g}}\n";
     let asked = Asked::about(&text, "TCP/80");
     assert_eq!(asked.found.names, ["shop/a", "shop/new"]);
@@ -127,7 +128,12 @@ fn who_takes_no_part_is_named() {
     assert_eq!(asked.note("has the address").rsplit(": ").next(), Some("shop/old"));
     assert_eq!(asked.note("Namespace is not understood").rsplit(": ").next(), Some("bad/x"));
     asked.note("GlobalNetworkPolicy g: this kind decides nothing");
-    assert_eq!(asked.problems().len(), 1, "the Namespace: {:?}", asked.problems());
+    assert_eq!(
+        asked.problems().len(),
+        2,
+        "a Namespace that is unclear, one that is there twice: {:?}",
+        asked.problems()
+    );
 }
 
 #[test]

@@ -3,14 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use portcullis::identity::Numbers;
 use portcullis::model::World;
 use portcullis::policy::{Desired, HostMaps, compile};
-use portcullis::sources::SourceEvent;
-use portcullis::sources::manifests::ManifestsSource;
+use portcullis::sources::manifests;
 use portcullis_common::abi::{Addr6, Endpoint, endpoint_flags};
 use portcullis_common::flow::origin;
 use portcullis_common::judge::{
@@ -210,26 +208,12 @@ fn read(cluster: &Expanded, policies: &[Manifest]) -> Result<World> {
     for manifest in policies {
         folder.write(&manifest.file.replace('/', "-"), &manifest.text)?;
     }
-    let (sender, mut batches) = tokio::sync::mpsc::channel(1);
-    let _source = ManifestsSource::start(folder.path(), sender)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let reading = manifests::read(folder.path())?;
+    ensure!(reading.problems.is_empty(), "{:?}", reading.problems);
     let mut world = World::default();
-    loop {
-        let next = runtime.block_on(async { tokio::time::timeout(PATIENCE, batches.recv()).await });
-        let batch = next.context("the source does not get through the manifests")?;
-        for event in batch.context("the source ended")?.events {
-            match event {
-                SourceEvent::Apply(object) => world.apply(object),
-                SourceEvent::Delete { key, uid } => world.delete(&key, uid.as_deref()),
-                SourceEvent::Problems(problems) => bail!("{problems:?}"),
-                SourceEvent::Synced => return Ok(world),
-            }
-        }
-    }
+    reading.objects.into_iter().for_each(|object| world.apply(object));
+    Ok(world)
 }
-
-/// How long the source may take to read a handful of files.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The agent of a node: its compiled maps.
 struct Agent {

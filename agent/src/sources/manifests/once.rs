@@ -54,24 +54,26 @@ pub fn read(directory: &Path) -> Result<Reading, ManifestsError> {
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("manifests".to_owned()).stack_size(STACK);
         let thread = builder.spawn_scoped(scope, || read_from(directory, &root)).map_err(thread_error)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 
-fn read_from(directory: &Path, root: &Path) -> Result<Reading, ManifestsError> {
+fn read_from(directory: &Path, root: &Path) -> Reading {
     let survey = survey::survey(root);
     let mut reading = Reading { files: survey.files.len(), ..Reading::default() };
     let mut objects = Objects::new();
     for (folder, why) in &survey.unreadable {
-        reading.problem(&shown(directory, root, folder), format!("cannot be listed: {why}"));
+        reading.problem(&shown(directory, root, folder), &format!("cannot be listed: {why}"));
     }
     for (path, seen) in &survey.files {
         let place = shown(directory, root, path);
         match seen {
-            Seen::Unreadable(why) => reading.problem(&place, format!("{why}; make it readable or remove it")),
+            Seen::Unreadable(why) => {
+                reading.problem(&place, &format!("{why}; make it readable or remove it"));
+            }
             Seen::Version(_) => match text_of(path) {
                 Ok(text) => reading.file(&place, &text, &mut objects),
-                Err(why) => reading.problem(&place, why),
+                Err(why) => reading.problem(&place, &why),
             },
         }
     }
@@ -81,7 +83,7 @@ fn read_from(directory: &Path, root: &Path) -> Result<Reading, ManifestsError> {
         objects.insert(object.key(), Arc::new(object));
     }
     reading.objects = objects.into_values().map(Arc::unwrap_or_clone).collect();
-    Ok(reading)
+    reading
 }
 
 /// Whether a pod of a [`Reading`] stands for those of a workload: its name is `deployment/web`.
@@ -109,8 +111,11 @@ fn text_of(path: &Path) -> Result<String, String> {
 impl Reading {
     /// Whether a namespace or service account is in the folder and not understood.
     pub fn is_unclear(&self, key: &ObjectKey) -> bool {
-        let named = self.unclear.contains(&show_key(key));
-        named || key.namespace == "default" && self.unclear.contains(&format!("ServiceAccount {}", key.name))
+        let name = show_key(key);
+        let short = (key.namespace == "default").then(|| format!("ServiceAccount {}", key.name));
+        let named = self.unclear.contains(&name) || short.is_some_and(|short| self.unclear.contains(&short));
+        // A second definition is a mistake that leaves the first one as it is.
+        named && !self.written.contains_key(&name)
     }
 
     /// Whether what is wrong with a field of an object only follows from what has been narrowed there.
@@ -135,7 +140,7 @@ impl Reading {
         }
     }
 
-    fn problem(&mut self, place: &Path, message: String) {
+    fn problem(&mut self, place: &Path, message: &str) {
         // One mistake is one line.
         let message = message.replace(['\n', '\r'], " ");
         self.problems.push(SourceProblem { place: place.display().to_string(), message });
@@ -186,7 +191,7 @@ impl Reading {
         {
             self.unclear.insert(object.to_owned());
         }
-        self.problem(path, error.to_string());
+        self.problem(path, &error.to_string());
     }
 
     /// Takes workloads away that other objects of the folder stand for: their pods, or what made them.
@@ -242,7 +247,7 @@ fn container_ports(written: &Value) -> BTreeSet<(u8, u16)> {
         let containers = spec["containers"].as_array().into_iter().flatten();
         let init = spec["initContainers"].as_array().into_iter().flatten();
         let init = init.filter(|container| container["restartPolicy"] == "Always");
-        for port in containers.chain(init).flat_map(|container| container["ports"].as_array()).flatten() {
+        for port in containers.chain(init).filter_map(|container| container["ports"].as_array()).flatten() {
             let Ok(port) = serde_json::from_value::<core::ContainerPort>(port.clone()) else { continue };
             let protocol = match port.protocol.as_deref() {
                 None | Some("" | "TCP") => protocol::TCP,
