@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod endpoints;
 pub mod identity;
 pub mod kubernetes;
+pub mod matrix;
 pub mod metrics;
 pub mod model;
 pub mod policy;

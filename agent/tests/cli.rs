@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test panics where it cannot go on")]
 
+#[path = "cli/matrix.rs"]
+mod matrix;
 #[path = "cli/node.rs"]
 mod node;
 #[path = "cli/pinned.rs"]
@@ -52,7 +54,7 @@ fn snapshot(name: &str, found: &str) {
 
 #[test]
 fn help_is_as_it_was() {
-    for command in ["", "agent", "dump", "status", "check", "mode", "cleanup"] {
+    for command in ["", "agent", "dump", "status", "check", "matrix", "mode", "cleanup"] {
         let args: Vec<&str> = [command, "--help"].into_iter().filter(|arg| !arg.is_empty()).collect();
         let run = portcullis(&args);
         assert_eq!((run.code, run.err.as_str()), (0, ""));
@@ -73,6 +75,12 @@ fn wrong_usage_is_told_with_exit_code_2() {
         (&["agent", "--manifests", "x", "--mode", "strict"], "possible values: enforce, audit, off"),
         (&["agent", "--manifests", "x", "--pod-cidr", "10.0.0.0/33"], "10.0.0.0/33"),
         (&["agent", "--manifests", "x", "--ipcache-size", "many"], "--ipcache-size"),
+        (&["matrix"], "--manifests <DIR>"),
+        (
+            &["matrix", "--manifests", "x", "--port", "80"],
+            "write a protocol (TCP, UDP or SCTP) and a port from 1 to 65535",
+        ),
+        (&["matrix", "--manifests", "x", "--by", "label"], "possible values: pod, principal"),
     ] {
         let run = portcullis(args);
         assert_eq!(run.code, 2, "{args:?}: {}", run.err);

@@ -7,6 +7,7 @@ mod cleanup;
 mod dump;
 mod findings;
 mod logging;
+mod matrix;
 mod mode;
 mod names;
 mod output;
@@ -36,8 +37,8 @@ pub enum Outcome {
 
 /// Judges every packet of a pod by the service accounts at both ends
 ///
-/// Portcullis is a Kubernetes node agent. `portcullis agent` runs on every node; the other commands look at what it
-/// left in the kernel and work whether it is alive or not.
+/// Portcullis is a Kubernetes node agent. `portcullis agent` runs on every node, `portcullis matrix` anywhere; the other
+/// commands look at what the agent left in the kernel and work whether it is alive or not.
 #[derive(Debug, Parser)]
 #[command(name = "portcullis", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -54,6 +55,7 @@ Examples:
   portcullis agent --manifests /etc/shop    judge by the objects in a folder
   portcullis status                         is everything in force? (exit code 1 if not)
   portcullis dump counters                  who talked to whom, allowed and denied
+  portcullis matrix --manifests policies    who can reach whom, pod by pod
   portcullis mode off                       the emergency switch; `mode clear` undoes it
   portcullis --root /host dump              with the agent dead, from anywhere:
       kubectl debug node/NAME --profile=sysadmin --image=IMAGE --attach -- \\
@@ -73,6 +75,8 @@ enum Command {
     Check,
     /// Switch enforcement off or to audit on this node, or back
     Mode(mode::ModeArgs),
+    /// Say who can reach whom by the policies in a folder of manifests; needs no privileges and no cluster
+    Matrix(matrix::MatrixArgs),
     /// Take every trace of Portcullis off this node: programs, maps, files
     Cleanup(cleanup::CleanupArgs),
 }
@@ -167,6 +171,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Dump(args) => dump::run(&args, format, &paths),
         Command::Status => status::run(format, &paths),
         Command::Check => check::run(format, &paths),
+        Command::Matrix(args) => matrix::run(&args, format),
         Command::Mode(args) => mode::run(&args, format, &paths),
         Command::Cleanup(args) => cleanup::run(&args, format, &paths),
     }

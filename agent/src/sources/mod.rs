@@ -6,6 +6,7 @@
 
 pub mod kubernetes;
 pub mod manifests;
+mod narrow;
 mod typed;
 
 use std::time::{Instant, SystemTime};

@@ -133,7 +133,7 @@ pub(super) fn show_path(path: &[Step]) -> String {
 }
 
 /// The opposite of [`show_path`], for paths of our own making.
-fn parse_path(path: &str) -> Vec<Step> {
+pub(super) fn parse_path(path: &str) -> Vec<Step> {
     let parts = path.split(['.', '[', ']']).filter(|part| !part.is_empty());
     parts.map(|part| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Index)).collect()
 }

@@ -7,6 +7,7 @@ mod identity_policies;
 mod modes;
 mod network_policies;
 mod services;
+mod specification;
 mod tiers;
 
 use std::net::IpAddr;

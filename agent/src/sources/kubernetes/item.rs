@@ -12,12 +12,9 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAcces
 use serde_json::{Map, Value};
 
 use super::kinds::Kind;
-use super::narrow::Narrowed;
 use crate::model::Object;
-use crate::sources::typed::{Mistake, convert_mistake, show_path, typed};
-
-/// How many parts of an object are narrowed before all of it counts as not understood.
-const MOST_PARTS: usize = 64;
+use crate::sources::narrow::{self, Unclear};
+use crate::sources::typed::show_path;
 
 /// An object of a kind.
 #[derive(Clone)]
@@ -121,41 +118,17 @@ fn decode<K: Kind>(value: &mut Value) -> Decoded {
         fields.entry("apiVersion").or_insert_with(|| about.api_version().into());
         fields.entry("kind").or_insert_with(|| about.kind.into());
     }
-    let mut decoded = Decoded::default();
-    for _ in 0..MOST_PARTS {
-        let read = typed::<K::Api>(value, about.strictness);
-        let converted = read
-            .and_then(|object| K::Trimmed::try_from(object).map_err(|error| vec![convert_mistake(&error)]));
-        let mistakes = match converted {
-            Ok(object) => {
-                decoded.object = Some(object.into());
-                return decoded;
-            }
-            Err(mistakes) => mistakes,
+    let reading = narrow::read::<K::Api, K::Trimmed>(value, about.strictness, about.narrow);
+    let problem = |Unclear { path, what, follows }: &Unclear| {
+        let field = if path.is_empty() && follows.is_some() {
+            String::new()
+        } else {
+            format!("field `{}`: ", show_path(path))
         };
-        for Mistake { path, message } in mistakes {
-            let field = show_path(&path);
-            let narrowed = about.narrow.map_or(Narrowed::Not, |narrow| narrow(value, &path));
-            let what = message.split("; ").next().unwrap_or_default();
-            match narrowed {
-                Narrowed::To(follows) => decoded.problems.push(format!("field `{field}`: {what}; {follows}")),
-                Narrowed::Passed => {}
-                Narrowed::Not => {
-                    decoded.problems.push(format!("field `{field}`: {what}"));
-                    return decoded;
-                }
-            }
-        }
-    }
-    // A policy must not vanish because too much of it is unclear.
-    if let Some(narrow) = about.narrow
-        && let Narrowed::To(follows) = narrow(value, &[])
-    {
-        decoded.problems.push(format!("more than {MOST_PARTS} parts are not understood; {follows}"));
-        let read = typed::<K::Api>(value, about.strictness).ok();
-        decoded.object = read.and_then(|object| K::Trimmed::try_from(object).ok()).map(Into::into);
-    }
-    decoded
+        let follows = follows.map_or_else(String::new, |follows| format!("; {follows}"));
+        format!("{field}{what}{follows}")
+    };
+    Decoded { problems: reading.unclear.iter().map(problem).collect(), object: reading.object }
 }
 
 /// Reads an object without what the server keeps about the managers of its fields, often more than the rest: that is not

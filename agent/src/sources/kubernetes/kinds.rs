@@ -6,13 +6,11 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
-use super::narrow::{self, Narrowed};
 use super::watch::{self, Task};
 use crate::api;
 use crate::model::{self, ClusterConfig, ConvertError, Object, ObjectKind};
-use crate::sources::typed::Step;
+use crate::sources::narrow::{self, Narrow};
 use crate::sources::typed::Strictness::{self, Lenient, Strict};
 
 /// What there is to know about a kind.
@@ -35,7 +33,7 @@ pub(super) struct About {
     /// What becomes of fields that are not known.
     pub strictness: Strictness,
     /// Makes a part that is not understood into one that the compiler knows not to understand, and so narrows.
-    pub narrow: Option<fn(&mut Value, &[Step]) -> Narrowed>,
+    pub narrow: Option<Narrow>,
 }
 
 /// A kind: how its objects are written and what is kept of them.

@@ -11,7 +11,6 @@
 mod index;
 mod item;
 mod kinds;
-mod narrow;
 mod status;
 mod uid;
 mod watch;

@@ -86,25 +86,62 @@ pub(super) fn read_yaml(text: &str) -> Result<Vec<Document>, SyntaxError> {
     }
 }
 
+/// The documents of a YAML file that can be read, and what is wrong with the others.
+pub(super) fn read_yaml_each(text: &str) -> (Vec<Document>, Vec<SyntaxError>) {
+    if let Ok(documents) = read_yaml(text) {
+        return (documents, Vec::new());
+    }
+    let numbers = Numbering::new(text);
+    let (mut documents, mut errors) = (Vec::new(), Vec::new());
+    let lines: Vec<&str> = text.lines().collect();
+    let mut starts: Vec<usize> =
+        numbers.marks.iter().filter_map(|&line| usize::try_from(line - 1).ok()).collect();
+    if numbers.unmarked {
+        starts.insert(0, 0);
+    }
+    for (at, &start) in starts.iter().enumerate() {
+        let end = starts.get(at + 1).copied().unwrap_or(lines.len());
+        // Empty lines stand for the rest of the file, so that every line keeps its number.
+        let padded = "\n".repeat(start) + &lines[start..end].join("\n");
+        match read_yaml(&padded) {
+            Ok(read) => {
+                documents.extend(read.into_iter().map(|d| Document { number: numbers.at(d.root.line), ..d }));
+            }
+            Err(error) => {
+                let line = error.line.unwrap_or_else(|| u64::try_from(start + 1).unwrap_or(1));
+                errors.push(SyntaxError { document: numbers.at(line), ..error });
+            }
+        }
+    }
+    (documents, errors)
+}
+
 /// The documents of a JSON file; several may follow one another.
 pub(super) fn read_json(text: &str) -> Result<Vec<Document>, SyntaxError> {
+    let (documents, errors) = read_json_each(text);
+    errors.into_iter().next().map_or(Ok(documents), Err)
+}
+
+/// The documents of a JSON file up to the first that cannot be read, and what is wrong with that.
+pub(super) fn read_json_each(text: &str) -> (Vec<Document>, Vec<SyntaxError>) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut documents = Vec::new();
+    let (mut documents, mut errors) = (Vec::new(), Vec::new());
     for (root, number) in serde_json::Deserializer::from_str(text).into_iter::<Parsed<false>>().zip(1..) {
         match root {
             Ok(Parsed(root)) if root.is_null() => {}
             Ok(Parsed(root)) => documents.push(Document { number, root }),
             Err(error) => {
                 let line = u64::try_from(error.line()).ok().filter(|line| *line != 0);
-                return Err(SyntaxError {
+                errors.push(SyntaxError {
                     document: number,
                     line,
                     message: without_position(&error.to_string()),
                 });
+                break;
             }
         }
     }
-    Ok(documents)
+    (documents, errors)
 }
 
 /// The libraries put the position into the text; it has a place of its own in our messages.

@@ -221,7 +221,7 @@ impl File {
         }
         self.digest = Some(digest);
         match self.understand(path, bytes) {
-            Ok(Decoded { objects, ignored }) => {
+            Ok(Decoded { objects, ignored, .. }) => {
                 self.good = Some(Good { objects: objects.into_iter().map(Arc::new).collect(), ignored });
                 self.errors.clear();
             }
@@ -243,7 +243,8 @@ impl File {
     }
 }
 
-fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
+/// Reads a file, unless it is too large.
+pub(super) fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
     let size = fs::metadata(path)?.len();
     if size > MAX_SIZE {
         let message = format!("{size} bytes are more than the limit of {MAX_SIZE}; split it");

@@ -9,9 +9,11 @@ mod decode;
 mod document;
 mod endpoints;
 mod folder;
+mod once;
 mod status;
 mod survey;
 mod watch;
+mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as std_mpsc;
@@ -24,6 +26,7 @@ use self::survey::Survey;
 use self::watch::{Signal, Wake, Watcher};
 use super::{Batch, SourceEvent, SourceProblem};
 
+pub use self::once::{Reading, is_workload, read};
 pub use self::status::{FileStatus, ManifestStatus};
 
 /// How often the folder is read again until it is the same before and after. A folder that changes all the time is
@@ -31,6 +34,9 @@ pub use self::status::{FileStatus, ManifestStatus};
 const ATTEMPTS: usize = 5;
 /// After which time what could not be read or watched is tried again: the cause may pass without an event.
 const RETRY: Duration = Duration::from_secs(5);
+/// Stack of a thread that parses: each level of a document takes some, and documents may be nested 100 deep. Only what is
+/// used of it is memory.
+const STACK: usize = 64 << 20;
 
 /// Why a folder of manifests cannot be a source.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +100,7 @@ impl ManifestsSource {
         };
         std::thread::Builder::new()
             .name("manifests".to_owned())
+            .stack_size(STACK)
             .spawn(move || worker.run())
             .map_err(|source| ManifestsError::Thread { path, source })?;
         Ok(Self { status, signals })

@@ -320,3 +320,19 @@ async fn a_dropped_source_ends() {
     drop(running.source);
     assert!(tokio::time::timeout(DEADLINE, running.batches.recv()).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_document_that_is_nested_too_deep_is_a_mistake_and_no_end() {
+    let deep = format!("a: {}{}\n", "[".repeat(99), "]".repeat(99));
+    let deeper = format!("a: {}{}\n", "[".repeat(5000), "]".repeat(5000));
+    let mut running = Running::start(|root| {
+        fs::write(root.join("a.yaml"), deep).unwrap();
+        fs::write(root.join("b.yaml"), deeper.clone()).unwrap();
+        fs::write(root.join("c.json"), deeper.replace("a: ", "")).unwrap();
+        fs::write(root.join("d.yaml"), namespace("d")).unwrap();
+    });
+    running.until_namespaces(&["d"], &[]).await;
+    let status = running.status();
+    let wrong: Vec<_> = status.files.values().map(|file| file.error.is_some()).collect();
+    assert_eq!(wrong, [true, true, true, false], "{status:#?}");
+}

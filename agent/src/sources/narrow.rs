@@ -3,12 +3,84 @@
 //! port, or everyone if the peer is what is unclear; an unclear subject is every pod of the namespace, or of the cluster. So
 //! access is never wider than it was meant to be.
 //!
-//! This is about what a newer API server or a newer definition of our kinds may send. The schema of the API server
-//! refuses most of the rest, but nothing here relies on that.
+//! This is about what a newer API server or a newer definition of our kinds may send, and about folders of manifests that
+//! are looked at and not enforced. The schema of the API server refuses most of the rest, but nothing here relies on that.
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::sources::typed::Step;
+use super::typed::{Mistake, Step, Strictness, convert_mistake, typed};
+use crate::model::{ConvertError, Object};
+
+/// Narrows an object at a path.
+pub(super) type Narrow = fn(&mut Value, &[Step]) -> Narrowed;
+
+/// How many parts of an object are narrowed before all of it counts as not understood.
+const MOST_PARTS: usize = 64;
+
+/// What could be made of an object.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    /// The trimmed object, with the parts that are not understood narrowed; `None` if nothing of it is understood.
+    pub object: Option<Object>,
+    /// What is not understood.
+    pub unclear: Vec<Unclear>,
+}
+
+/// A part that is not understood. What says nothing about the meaning of the object is none.
+#[derive(Debug)]
+pub(super) struct Unclear {
+    /// The field; empty for the whole object.
+    pub path: Vec<Step>,
+    /// What is wrong with it.
+    pub what: String,
+    /// What follows, where the object is used without it.
+    pub follows: Option<&'static str>,
+}
+
+/// Reads an object, and narrows what is not understood of it. Nothing is narrowed of a kind that has no way to.
+pub(super) fn read<Api, Trimmed>(value: &mut Value, strictness: Strictness, narrow: Option<Narrow>) -> Reading
+where
+    Api: DeserializeOwned,
+    Trimmed: TryFrom<Api, Error = ConvertError> + Into<Object>,
+{
+    let read = |value: &Value| {
+        let object = typed::<Api>(value, strictness)?;
+        Trimmed::try_from(object).map_err(|error| vec![convert_mistake(&error)])
+    };
+    let mut reading = Reading::default();
+    for _ in 0..MOST_PARTS {
+        let mistakes = match read(value) {
+            Ok(object) => {
+                reading.object = Some(object.into());
+                return reading;
+            }
+            Err(mistakes) => mistakes,
+        };
+        for Mistake { path, message } in mistakes {
+            let what = message.split("; ").next().unwrap_or_default().to_owned();
+            match narrow.map_or(Narrowed::Not, |narrow| narrow(value, &path)) {
+                Narrowed::To(follows) => {
+                    reading.unclear.push(Unclear { path, what, follows: Some(follows) });
+                }
+                Narrowed::Passed => {}
+                Narrowed::Not => {
+                    reading.unclear.push(Unclear { path, what, follows: None });
+                    return reading;
+                }
+            }
+        }
+    }
+    // A policy must not vanish because too much of it is unclear.
+    if let Some(narrow) = narrow
+        && let Narrowed::To(follows) = narrow(value, &[])
+    {
+        let what = format!("more than {MOST_PARTS} parts are not understood");
+        reading.unclear.push(Unclear { path: Vec::new(), what, follows: Some(follows) });
+        reading.object = read(value).ok().map(Into::into);
+    }
+    reading
+}
 
 /// What was done about a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
