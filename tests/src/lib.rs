@@ -14,6 +14,9 @@ pub mod deploy;
 #[cfg(feature = "agent")]
 pub mod examples;
 #[cfg(feature = "agent")]
+#[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+pub mod faults;
+#[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
 #[cfg(feature = "agent")]

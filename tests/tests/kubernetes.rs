@@ -104,6 +104,7 @@ impl Consumer {
             longest_retry: Duration::from_millis(500),
             look_again: Duration::from_millis(200),
             patience: Duration::from_secs(1),
+            ..Pace::default()
         };
         let options =
             Options { config, namespace: "portcullis-system".to_owned(), node_name: "n1".to_owned(), pace };

@@ -1,12 +1,12 @@
-//! When the API server last said something about each kind.
+//! When the API server last said something about each kind, and that it answers again.
 //!
 //! A quiet watch delivers no events, only bookmarks that the watcher keeps to itself, so the age of what we know is
-//! taken where the bytes arrive.
+//! taken where the bytes arrive; and there it is seen first that the server is back, which whoever waits is told.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,6 +15,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use kube::client::Body;
+use tokio::sync::watch;
 use tower::{BoxError, Layer, Service};
 
 /// When each resource (`pods`) was last heard of. Clones share it.
@@ -24,27 +25,34 @@ pub struct Contacts {
     /// The same moment as a time of day, so that a moment is always the same time.
     started: SystemTime,
     cells: Arc<BTreeMap<&'static str, Cell>>,
+    /// How often any resource was answered that had failed before.
+    returns: watch::Sender<u64>,
 }
 
-/// Milliseconds since the start; 0: never.
+/// Moments are microseconds since the start; 0: never.
 #[derive(Debug, Default)]
 struct Cell {
     heard: AtomicU64,
     /// Until when the server asked to be left alone.
     quiet: AtomicU64,
+    /// Whether the last request failed.
+    failing: AtomicBool,
+    /// How often it was answered after a failure.
+    returns: AtomicU64,
 }
 
 impl Contacts {
     /// For these resources, by their plural names.
     pub fn new(resources: impl IntoIterator<Item = &'static str>) -> Self {
         let cells = resources.into_iter().map(|name| (name, Cell::default())).collect();
-        Self { start: Instant::now(), started: SystemTime::now(), cells: Arc::new(cells) }
+        let returns = watch::channel(0).0;
+        Self { start: Instant::now(), started: SystemTime::now(), cells: Arc::new(cells), returns }
     }
 
     /// When the server last sent something about a resource.
     pub fn last(&self, resource: &str) -> Option<Instant> {
         let heard = self.cells.get(resource)?.heard.load(Relaxed);
-        (heard > 0).then(|| self.start + Duration::from_millis(heard))
+        (heard > 0).then(|| self.start + Duration::from_micros(heard))
     }
 
     /// The same as a time of day.
@@ -60,7 +68,33 @@ impl Contacts {
     /// How much longer the server asked to be left alone about a resource.
     pub fn quiet(&self, resource: &str) -> Duration {
         let until = self.cells.get(resource).map_or(0, |cell| cell.quiet.load(Relaxed));
-        Duration::from_millis(until.saturating_sub(self.now()))
+        Duration::from_micros(until.saturating_sub(self.now()))
+    }
+
+    /// A request about a resource failed, or its watch broke off.
+    pub fn lose(&self, resource: &str) {
+        if let Some(cell) = self.cells.get(resource) {
+            cell.failing.store(true, Relaxed);
+        }
+    }
+
+    /// That the server does not have a resource is something to know about it, too, once it is certain.
+    pub fn confirm_missing(&self, resource: &str) {
+        if let Some(cell) = self.cells.get(resource) {
+            self.hear(cell);
+            self.come_back(cell);
+        }
+    }
+
+    /// Changes each time that a resource is answered which had failed before: a reason not to wait any longer. Steady
+    /// answers are no such reason, so that one resource that fails for ever is not asked for all the time.
+    pub fn returns(&self) -> watch::Receiver<u64> {
+        self.returns.subscribe()
+    }
+
+    /// How many of the returns were this resource's own.
+    pub fn returns_of(&self, resource: &str) -> u64 {
+        self.cells.get(resource).map_or(0, |cell| cell.returns.load(Relaxed))
     }
 
     /// The layer of a client's stack that takes notice.
@@ -69,12 +103,19 @@ impl Contacts {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
-    fn hear(&self, resource: &'static str) {
-        if let Some(cell) = self.cells.get(resource) {
-            cell.heard.store(self.now(), Relaxed);
+    fn hear(&self, cell: &Cell) {
+        cell.heard.store(self.now(), Relaxed);
+    }
+
+    fn come_back(&self, cell: &Cell) {
+        if cell.failing.swap(false, Relaxed) {
+            self.returns.send_modify(|returns| {
+                *returns += 1;
+                cell.returns.fetch_add(1, Relaxed);
+            });
         }
     }
 
@@ -85,14 +126,18 @@ impl Contacts {
     }
 
     fn answer<B>(&self, resource: &'static str, response: &Response<B>) {
+        let Some(cell) = self.cells.get(resource) else { return };
         match response.status() {
-            // That a kind is not there is something to know about it.
-            status if status.is_success() || status == StatusCode::NOT_FOUND => self.hear(resource),
+            // Not 404: a proxy without a server behind it says that about everything.
+            status if status.is_success() => {
+                self.hear(cell);
+                self.come_back(cell);
+            }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 let header = response.headers().get(http::header::RETRY_AFTER);
                 let seconds = header.and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
-                if let (Some(seconds), Some(cell)) = (seconds, self.cells.get(resource)) {
-                    cell.quiet.store(self.now().saturating_add(seconds.saturating_mul(1000)), Relaxed);
+                if let Some(seconds) = seconds {
+                    cell.quiet.store(self.now().saturating_add(seconds.saturating_mul(1_000_000)), Relaxed);
                 }
             }
             _ => {}
@@ -147,8 +192,8 @@ where
             let heard = resource.filter(|_| response.status().is_success());
             Ok(response.map(|body| {
                 let noted = body.map_frame(move |frame| {
-                    if let Some(resource) = heard {
-                        contacts.hear(resource);
+                    if let Some(cell) = heard.and_then(|resource| contacts.cells.get(resource)) {
+                        contacts.hear(cell);
                     }
                     frame
                 });
@@ -175,8 +220,30 @@ mod tests {
         contacts.answer("pods", &answer(200));
         assert!(contacts.last("pods").is_some());
         contacts.answer("nodes", &answer(404));
+        assert_eq!(contacts.last("nodes"), None);
+        contacts.confirm_missing("nodes");
         assert!(contacts.last("nodes").is_some());
         assert_eq!(contacts.last("secrets"), None);
+    }
+
+    #[test]
+    fn only_an_answer_after_a_failure_is_a_return() {
+        let contacts = Contacts::new(["pods", "nodes"]);
+        let returns = contacts.returns();
+        let answer = |status: u16| Response::builder().status(status).body(()).unwrap();
+        contacts.answer("pods", &answer(200));
+        contacts.answer("pods", &answer(200));
+        assert!(!returns.has_changed().unwrap());
+        contacts.lose("pods");
+        contacts.lose("nodes");
+        contacts.answer("pods", &answer(503));
+        contacts.answer("pods", &answer(404));
+        assert!(!returns.has_changed().unwrap());
+        contacts.answer("pods", &answer(200));
+        contacts.answer("pods", &answer(200));
+        assert_eq!(*returns.borrow(), 1);
+        contacts.confirm_missing("nodes");
+        assert_eq!((*returns.borrow(), contacts.returns_of("pods"), contacts.returns_of("nodes")), (2, 1, 1));
     }
 
     #[test]

@@ -250,8 +250,10 @@ mod tests {
     fn tries(pods: &[&str]) -> Tries {
         let mut tries = Tries::default();
         for (i, lines) in pods.iter().enumerate() {
-            let log: String =
-                lines.split(';').map(|line| format!("2026 stdout F {}\n", line.trim())).collect();
+            let mut log = String::new();
+            for line in lines.split(';') {
+                log.extend(["2026 stdout F ", line.trim(), "\n"]);
+            }
             tries.add(&format!("pod-{i}"), &log).unwrap();
         }
         tries

@@ -10,7 +10,7 @@ use portcullis::policy::{Compiler, Desired, compile};
 use portcullis_common::Identity;
 use portcullis_common::abi::NumberSpace;
 use portcullis_common::service::{SERVICE_COMPILED, ServiceEntry};
-use random::{OTHERS, Rng};
+use portcullis_tests::random::{OTHERS, Rng, objects};
 
 /// What is desired, in words.
 fn in_words(desired: &Desired) -> BTreeMap<String, String> {

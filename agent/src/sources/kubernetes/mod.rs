@@ -8,9 +8,11 @@
 //!
 //! All of it runs on a thread of its own, so that decoding a large list delays no programming.
 
+mod discovery;
 mod index;
 mod item;
 mod kinds;
+mod outage;
 mod status;
 mod uid;
 mod watch;

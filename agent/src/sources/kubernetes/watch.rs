@@ -1,5 +1,5 @@
 //! Follows one kind: lists it, watches it, and begins again where that is needed, with growing and uneven pauses after
-//! failures.
+//! failures. A pause ends early when another kind is answered again: the kinds come back together.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::pin::pin;
@@ -9,7 +9,9 @@ use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
+use tokio::sync::watch::Receiver;
 
+use super::discovery;
 use super::item::{Decoded, Id, Item};
 use super::kinds::Kind;
 use crate::kubernetes::Contacts;
@@ -34,6 +36,10 @@ pub struct Pace {
     pub look_again: Duration,
     /// How long the server may be silent before that is reported.
     pub patience: Duration,
+    /// For how long a watch that goes on from where it was must bring nothing new to have caught up: nothing says so.
+    pub settle: Duration,
+    /// For how long the kinds that are back after an outage wait for those that are not.
+    pub together: Duration,
 }
 
 impl Default for Pace {
@@ -44,6 +50,8 @@ impl Default for Pace {
             longest_retry: Duration::from_secs(30),
             look_again: Duration::from_secs(30),
             patience: Duration::from_secs(10),
+            settle: Duration::from_millis(500),
+            together: Duration::from_secs(30),
         }
     }
 }
@@ -90,6 +98,8 @@ pub(super) enum News {
     Gone(Id),
     /// The server does not have the kind.
     Missing,
+    /// What is known is too old to go on from: a list will come.
+    Expired,
     /// Something failed; it will be tried again.
     Failed(Failure),
 }
@@ -139,7 +149,7 @@ async fn follow_until_closed<K: Kind>(task: &Task) -> Result<(), mpsc::error::Se
         }
         None => Api::all_with(task.client.clone(), &()),
     };
-    let mut backoff = Backoff::new(task.pace);
+    let mut waits = Waits::new(task, about.plural);
     let mut missing = 0;
     let mut had_objects = false;
     loop {
@@ -166,28 +176,49 @@ async fn follow_until_closed<K: Kind>(task: &Task) -> Result<(), mpsc::error::Se
                 Err(error) => error,
             };
             let failure = judge(&error);
+            if failure.cause != Cause::Missing || !about.optional {
+                task.contacts.lose(about.plural);
+            }
             let at_start = matches!(error, watcher::Error::WatchStartFailed(_));
             refusals += u32::from(at_start && failure.cause != Cause::Silent);
             let again = match failure.cause {
                 Cause::Missing if about.optional => {
-                    missing += 1;
-                    if missing >= GONE || !had_objects {
-                        had_objects = false;
-                        send(News::Missing).await?;
-                        tokio::time::sleep(uneven(task.pace.look_again)).await;
-                        break;
+                    match discovery::confirm_absence(&task.client, &about).await {
+                        Ok(()) => {
+                            task.contacts.confirm_missing(about.plural);
+                            missing += 1;
+                            if missing >= GONE || !had_objects {
+                                had_objects = false;
+                                send(News::Missing).await?;
+                                waits.pause(uneven(task.pace.look_again), task.pace.first_retry).await;
+                                break;
+                            }
+                            true
+                        }
+                        Err(reason) => {
+                            task.contacts.lose(about.plural);
+                            missing = 0;
+                            let message = format!("{}, which is not believed: {reason}", failure.message);
+                            send(News::Failed(Failure { cause: Cause::Refused, message })).await?;
+                            refusals >= REFUSALS
+                        }
                     }
-                    true
                 }
                 // The watcher begins again by itself where it was told so during a watch.
-                Cause::Expired => at_start,
+                Cause::Expired => {
+                    send(News::Expired).await?;
+                    at_start
+                }
                 cause => {
                     send(News::Failed(failure)).await?;
                     matches!(cause, Cause::Unreadable | Cause::Missing) || refusals >= REFUSALS
                 }
             };
-            tokio::time::sleep(backoff.next().max(task.contacts.quiet(about.plural).min(LONGEST_QUIET)))
-                .await;
+            let quiet = task.contacts.quiet(about.plural).min(LONGEST_QUIET);
+            let pause = waits.backoff.next().max(quiet);
+            if waits.pause(pause, task.pace.first_retry.max(quiet)).await {
+                waits.backoff.restart();
+            }
             if again {
                 break;
             }
@@ -235,6 +266,39 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// How long to wait, and what ends a wait early.
+struct Waits<'a> {
+    backoff: Backoff,
+    contacts: &'a Contacts,
+    plural: &'static str,
+    returns: Receiver<u64>,
+    /// How often another kind had come back when the last pause ended.
+    seen: u64,
+}
+
+impl<'a> Waits<'a> {
+    fn new(task: &'a Task, plural: &'static str) -> Self {
+        let (contacts, returns) = (&task.contacts, task.contacts.returns());
+        Self { backoff: Backoff::new(task.pace), contacts, plural, returns, seen: 0 }
+    }
+
+    /// Waits as long as that; less, but not less than `least`, if another kind came back since the last pause. Whether
+    /// one did.
+    async fn pause(&mut self, pause: Duration, least: Duration) -> bool {
+        let end = tokio::time::Instant::now() + pause;
+        tokio::time::sleep(least.min(pause)).await;
+        let Self { contacts, plural, seen, .. } = *self;
+        let others = |returns: u64| returns.saturating_sub(contacts.returns_of(plural));
+        let came_back = tokio::select! {
+            biased;
+            Ok(_) = self.returns.wait_for(|returns| others(*returns) > seen) => true,
+            () = tokio::time::sleep_until(end) => false,
+        };
+        self.seen = others(*self.returns.borrow());
+        came_back
+    }
+}
+
 /// Growing pauses that grow no more when nothing has failed for a while.
 struct Backoff {
     pace: Pace,
@@ -245,6 +309,11 @@ struct Backoff {
 impl Backoff {
     fn new(pace: Pace) -> Self {
         Self { pace, delay: pace.first_retry, last: None }
+    }
+
+    /// The next pause is a short one.
+    fn restart(&mut self) {
+        self.last = None;
     }
 
     fn next(&mut self) -> Duration {
@@ -291,6 +360,27 @@ mod tests {
         backoff.delay = Duration::from_secs(100);
         backoff.last = Instant::now().checked_sub(Duration::from_secs(1));
         assert!(backoff.next() < Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn a_pause_ends_when_another_kind_is_back_and_not_for_the_kind_s_own_sake() {
+        let contacts = Contacts::new(["pods", "nodes"]);
+        let come_back = |plural| {
+            contacts.lose(plural);
+            contacts.confirm_missing(plural);
+        };
+        let returns = contacts.returns();
+        let backoff = Backoff::new(Pace::default());
+        let mut waits = Waits { backoff, contacts: &contacts, plural: "pods", returns, seen: 0 };
+        let hour = Duration::from_secs(3600);
+        come_back("pods");
+        assert!(!waits.pause(Duration::ZERO, Duration::ZERO).await);
+        // Also one that was back while a request of this kind was still on its way to nowhere.
+        come_back("nodes");
+        assert!(waits.pause(hour, Duration::ZERO).await);
+        assert!(!waits.pause(Duration::ZERO, Duration::ZERO).await, "once for each return");
+        let (woken, ()) = tokio::join!(waits.pause(hour, Duration::ZERO), async { come_back("nodes") });
+        assert!(woken);
     }
 
     #[test]

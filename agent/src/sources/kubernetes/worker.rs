@@ -11,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 use super::index::{self, Index};
 use super::item::{Decoded, Id};
 use super::kinds::{About, Entry};
+use super::outage::Outage;
 use super::status::{KindStatus, KubernetesStatus};
 use super::watch::{Cause, Failure, News, Pace, Report};
 use crate::kubernetes::Contacts;
@@ -30,6 +31,10 @@ pub(super) struct Worker {
     publish: watch::Sender<KubernetesStatus>,
     problems: Vec<SourceProblem>,
     synced: bool,
+    outage: Outage,
+    /// What waits until all kinds are back after an outage, and when the first of it came.
+    held: Vec<SourceEvent>,
+    held_since: Option<Instant>,
 }
 
 /// A kind, and what is known of it.
@@ -80,6 +85,9 @@ impl Worker {
             publish,
             problems: Vec::new(),
             synced: false,
+            outage: Outage::new(table.len(), pace.settle, pace.together),
+            held: Vec::new(),
+            held_since: None,
         };
         // So that a kind of which nothing was heard yet is seen, too.
         worker.publish.send_replace(worker.status());
@@ -91,11 +99,15 @@ impl Worker {
         let mut tick = tokio::time::interval(self.pace.patience / 4);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut news = Vec::with_capacity(MOST);
+        let mut returns = self.contacts.returns();
         loop {
             tokio::select! {
                 count = reports.recv_many(&mut news, MOST) => if count == 0 { return },
                 // How long something has lasted is a reason to report it, and that it has passed as well.
                 _ = tick.tick() => {}
+                // A watch that goes on from where it was says nothing while there is nothing to say.
+                Ok(()) = returns.changed() => {}
+                () = tokio::time::sleep(self.pace.settle / 2), if self.outage.ends_by_time() => {}
             }
             let since = news.first().map_or_else(Instant::now, |report| report.at);
             let mut events = Vec::new();
@@ -107,6 +119,7 @@ impl Worker {
                 tracing::info!(server = self.server, "every kind has been listed");
                 events.push(SourceEvent::Synced);
             }
+            let since = self.hold_or_release(&mut events, since);
             self.report_problems(&mut events);
             // Before the batch: who has received it finds its status.
             let status = self.status();
@@ -121,10 +134,51 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, Report { kind, at, news }: Report, events: &mut Vec<SourceEvent>) {
+    /// While not all kinds are back after an outage, keeps events; then gives all of them out as one change. Returns when
+    /// the first of them came.
+    fn hold_or_release(&mut self, events: &mut Vec<SourceEvent>, since: Instant) -> Instant {
+        let held_before = self.outage.holds();
+        let Self { outage, contacts, kinds, .. } = self;
+        outage.look(Instant::now(), |kind| contacts.last(kinds.get(kind)?.about.plural));
+        if self.outage.holds() {
+            if !held_before {
+                tracing::warn!(
+                    server = self.server,
+                    "several kinds fail; what changes waits until all are back"
+                );
+            }
+            if !events.is_empty() {
+                self.held_since.get_or_insert(since);
+            }
+            self.held.append(events);
+            return since;
+        }
+        if held_before {
+            tracing::info!(
+                server = self.server,
+                events = self.held.len() + events.len(),
+                "back after an outage"
+            );
+        }
+        self.held.append(events);
+        *events = std::mem::take(&mut self.held);
+        self.held_since.take().unwrap_or(since)
+    }
+
+    fn take(&mut self, Report { kind: number, at, news }: Report, events: &mut Vec<SourceEvent>) {
         let synced = self.synced;
-        let Some(kind) = self.kinds.get_mut(kind) else { return };
-        if !matches!(news, News::Begun | News::Failed(_)) {
+        let Some(kind) = self.kinds.get_mut(number) else { return };
+        match &news {
+            News::Begun => self.outage.begin_list(number),
+            News::Seen(..) => {}
+            News::Changed(..) | News::Gone(_) => self.outage.bring(number, at),
+            News::Listed | News::Missing => self.outage.know(number, matches!(news, News::Missing)),
+            // Before the first programming there is nobody to whom things could look wrong.
+            News::Failed(_) | News::Expired if !synced => {}
+            News::Failed(_) => self.outage.lose(number, at, false),
+            News::Expired => self.outage.lose(number, at, true),
+        }
+        if !matches!(news, News::Begun | News::Failed(_) | News::Expired) {
             kind.failure = None;
             kind.missing = false;
         }
@@ -170,6 +224,7 @@ impl Worker {
                 kind.listing = None;
                 (kind.listed, kind.missing) = (true, true);
             }
+            News::Expired => {}
             News::Failed(failure) => {
                 tracing::debug!(kind = kind.about.kind, error = failure.message, "failed, and tried again");
                 kind.errors += 1;
@@ -214,6 +269,7 @@ impl Worker {
         for (message, kinds) in silent {
             problems.push(self.silence(&message, &kinds));
         }
+        problems.extend(self.late());
         problems.extend(self.own_node());
         problems.append(&mut unclear);
         if problems == self.problems {
@@ -240,6 +296,21 @@ impl Worker {
             None => write!(text, "look at its address and at the network; it is tried again"),
         };
         SourceProblem { place: format!("API server {}", self.server), message: text }
+    }
+
+    /// That after an outage the others waited for some kinds in vain.
+    fn late(&self) -> Option<SourceProblem> {
+        let late = self.kinds.iter().enumerate().filter(|(number, _)| self.outage.is_late(*number));
+        let names: Vec<_> = late.map(|(_, kind)| kind.about.kind).collect();
+        (!names.is_empty()).then(|| SourceProblem {
+            place: format!("API server {}", self.server),
+            message: format!(
+                "is back, but not for {} after {} s; what is new of the other kinds is in force without what is new of \
+                 these, so a new pod may be without a new policy; it is tried again",
+                names.join(", "),
+                self.pace.together.as_secs()
+            ),
+        })
     }
 
     /// That there is no Node of our name: then this node's pods and ranges are not known to be its own.

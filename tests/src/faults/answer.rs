@@ -11,8 +11,9 @@ use hyper::{Request, Response};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::fault::Fault;
 use super::store::{Event, KINDS};
-use super::{Fault, Server};
+use super::{FAULTS, Server, Shared};
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -43,14 +44,82 @@ fn broken() -> std::io::Error {
     std::io::Error::other("cut")
 }
 
+/// What every request meets before it is looked at.
+fn at_the_door(shared: &Shared) -> Option<Response<Body>> {
+    if shared.away {
+        return Some(streamed(stream::iter([Err(broken())]).boxed()));
+    }
+    if shared.lost {
+        return Some(not_found());
+    }
+    let mut answer = whole(429, "text/plain", "Too many requests, please try again later.");
+    answer.headers_mut().insert("Retry-After", shared.quiet?.into());
+    Some(answer)
+}
+
+fn not_found() -> Response<Body> {
+    whole(404, "text/plain", "404 page not found")
+}
+
+/// What a path is about.
+enum Asked {
+    /// A kind: its plural, name and version.
+    Kind(&'static str, &'static str, &'static str),
+    /// The resources of a group, by its version.
+    Resources(&'static str),
+    /// The namespace that every cluster has.
+    Namespace,
+}
+
+fn asked(path: &str) -> Option<Asked> {
+    if path == "/api/v1/namespaces/default" {
+        return Some(Asked::Namespace);
+    }
+    KINDS.iter().find_map(|(prefix, plural, kind, version)| {
+        if path == format!("{prefix}/{plural}") {
+            Some(Asked::Kind(plural, kind, version))
+        } else {
+            (path == format!("/apis/{version}")).then_some(Asked::Resources(version))
+        }
+    })
+}
+
+/// The resources of a group; a group without any is not there.
+fn resources(shared: &Shared, wanted: &str) -> Response<Body> {
+    let of_group = KINDS.iter().filter(|(.., version)| *version == wanted);
+    let is_there = |plural| shared.listed_all_the_same || !shared.store.missing.contains(plural);
+    let there = of_group.filter(|(_, plural, ..)| is_there(plural));
+    let list: Vec<Value> = there.map(|(_, plural, kind, _)| json!({"name": plural, "kind": kind})).collect();
+    if list.is_empty() {
+        return not_found();
+    }
+    let list =
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": wanted, "resources": list});
+    whole(200, "application/json", list.to_string())
+}
+
+/// The answer where a fault makes one of its own.
+fn faulty(fault: Fault, lists: bool, continues: bool) -> Option<Response<Body>> {
+    Some(match fault {
+        Fault::TooMany => {
+            let mut answer = whole(429, "text/plain", "Too many requests, please try again later.");
+            answer.headers_mut().insert("Retry-After", 0u64.into());
+            answer
+        }
+        Fault::Broken => failure(500, "InternalError", "etcdserver: leader changed"),
+        Fault::Away => whole(503, "text/html", "<html>no healthy upstream</html>"),
+        Fault::NotFound => not_found(),
+        Fault::Reset => streamed(stream::iter([Err(broken())]).boxed()),
+        Fault::Garbage if lists => whole(200, "application/json", "<html>welcome to the café"),
+        Fault::Gone if !lists || continues => {
+            failure(410, "Expired", "the provided continue parameter is too old")
+        }
+        _ => return None,
+    })
+}
+
 /// Answers a request.
 pub fn answer(server: &Server, request: &Request<Incoming>) -> Response<Body> {
-    let path = request.uri().path();
-    let Some((_, plural, kind, version)) =
-        KINDS.iter().find(|(prefix, plural, ..)| path == format!("{prefix}/{plural}"))
-    else {
-        return whole(404, "text/plain", "404 page not found");
-    };
     let query: HashMap<&str, &str> = request
         .uri()
         .query()
@@ -59,49 +128,50 @@ pub fn answer(server: &Server, request: &Request<Incoming>) -> Response<Body> {
         .filter_map(|pair| pair.split_once('='))
         .collect();
     let watches = query.get("watch") == Some(&"true");
-
-    let fault = {
-        let mut shared = server.lock();
-        if shared.away {
+    let asked = asked(request.uri().path());
+    let mut shared = server.lock();
+    if let Some(answer) = at_the_door(&shared) {
+        return answer;
+    }
+    let about = match &asked {
+        Some(Asked::Kind(plural, ..)) => Some(*plural),
+        Some(Asked::Namespace) => Some("namespaces"),
+        _ => None,
+    };
+    if let Some(plural) = about {
+        if shared.mute.contains(plural) {
             return streamed(stream::iter([Err(broken())]).boxed());
-        }
-        if let Some(seconds) = shared.quiet {
-            let mut answer = whole(429, "text/plain", "Too many requests, please try again later.");
-            answer.headers_mut().insert("Retry-After", seconds.into());
-            return answer;
         }
         if shared.store.forbidden.contains(plural) {
             let message = format!("{plural} is forbidden: User \"u\" cannot list resource \"{plural}\"");
             return failure(403, "Forbidden", &message);
         }
-        if shared.store.missing.contains(plural) {
-            return whole(404, "text/plain", "404 page not found");
-        }
-        let rate = shared.rate;
-        let fails = shared.chance.below(100) < rate;
-        let fault = fails.then(|| *shared.chance.pick(&super::FAULTS));
-        if let Some(fault) = fault {
-            *shared.happened.entry(format!("{fault:?}")).or_default() += 1;
-        }
-        fault
-    };
-    match fault {
-        Some(Fault::TooMany) => {
-            let mut answer = whole(429, "text/plain", "Too many requests, please try again later.");
-            answer.headers_mut().insert("Retry-After", "0".parse().unwrap());
-            return answer;
-        }
-        Some(Fault::Broken) => return failure(500, "InternalError", "etcdserver: leader changed"),
-        Some(Fault::Away) => return whole(503, "text/html", "<html>no healthy upstream</html>"),
-        Some(Fault::Reset) => return streamed(stream::iter([Err(broken())]).boxed()),
-        Some(Fault::Garbage) if !watches => {
-            return whole(200, "application/json", "<html>welcome to the café");
-        }
-        Some(Fault::Gone) if watches || query.contains_key("continue") => {
-            return failure(410, "Expired", "the provided continue parameter is too old");
-        }
-        _ => {}
     }
+    let rate = shared.rate;
+    let fails = shared.chance.below(100) < rate;
+    let fault = fails.then(|| *shared.chance.pick(&FAULTS));
+    let lists = !watches && matches!(asked, Some(Asked::Kind(..)));
+    if let Some(fault) = fault
+        && let Some(answer) = faulty(fault, lists, query.contains_key("continue"))
+    {
+        shared.meet(fault);
+        return answer;
+    }
+    let (plural, kind, version) = match asked {
+        Some(Asked::Kind(plural, kind, version)) if !shared.store.missing.contains(plural) => {
+            (plural, kind, version)
+        }
+        Some(Asked::Resources(version)) => return resources(&shared, version),
+        Some(Asked::Namespace) => {
+            let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "default"}});
+            return whole(200, "application/json", namespace.to_string());
+        }
+        _ => return not_found(),
+    };
+    if watches {
+        shared.watched.insert(plural);
+    }
+    drop(shared);
     if watches {
         let since = query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
         return watch(server, plural, since, fault);
@@ -121,12 +191,15 @@ pub fn answer(server: &Server, request: &Request<Incoming>) -> Response<Body> {
     if let Some(next) = next {
         list["metadata"]["continue"] = next.into();
     }
-    body_with(fault, list.to_string())
+    body_with(server, fault, list.to_string())
 }
 
 /// A body that is sent as the fault says.
-fn body_with(fault: Option<Fault>, text: String) -> Response<Body> {
+fn body_with(server: &Server, fault: Option<Fault>, text: String) -> Response<Body> {
     let half = text.len() / 2;
+    if let Some(fault @ (Fault::Cut | Fault::Short | Fault::Slow)) = fault {
+        server.lock().meet(fault);
+    }
     match fault {
         Some(Fault::Cut) => {
             let start = Bytes::copy_from_slice(&text.as_bytes()[..half]);
@@ -173,17 +246,31 @@ async fn send_events(
 ) -> Result<(), mpsc::error::SendError<std::io::Result<Bytes>>> {
     let line = |what: &str, object: &Value| format!("{}\n", json!({"type": what, "object": object}));
     let expired = || line("ERROR", &status(410, "Expired", "too old resource version"));
-    match fault {
-        Some(Fault::GoneEvent) => return to.send(Ok(expired().into())).await,
+    let at_once = match fault {
+        Some(Fault::GoneEvent) => Some(Some(expired())),
         Some(Fault::ErrorEvent) => {
-            return to
-                .send(Ok(line("ERROR", &status(500, "InternalError", "etcd event received")).into()))
-                .await;
+            Some(Some(line("ERROR", &status(500, "InternalError", "etcd event received"))))
         }
-        Some(Fault::Empty) => return Ok(()),
-        Some(Fault::Garbage) => return to.send(Ok("{\"type\": \"BORKED\"}\n".into())).await,
-        Some(Fault::Again) => since = since.saturating_sub(10),
-        _ => {}
+        Some(Fault::Empty) => Some(None),
+        Some(Fault::Garbage) => Some(Some("{\"type\": \"BORKED\"}\n".to_owned())),
+        _ => None,
+    };
+    if let (Some(text), Some(fault)) = (at_once, fault) {
+        server.lock().meet(fault);
+        return match text {
+            Some(text) => to.send(Ok(text.into())).await,
+            None => Ok(()),
+        };
+    }
+    if fault == Some(Fault::Again) {
+        let mut shared = server.lock();
+        let earlier = since.saturating_sub(10);
+        let repeats =
+            |event: &Event| event.plural == plural && event.version > earlier && event.version <= since;
+        if shared.store.history.iter().any(repeats) {
+            shared.meet(Fault::Again);
+        }
+        since = earlier;
     }
     let mut changed = server.changed.subscribe();
     let mut first = true;
@@ -192,6 +279,8 @@ async fn send_events(
         let (events, version, ends) = {
             let mut shared = server.lock();
             let ends = shared.away
+                || shared.lost
+                || shared.mute.contains(plural)
                 || shared.store.missing.contains(plural)
                 || shared.store.forbidden.contains(plural)
                 // A watch ends now and then, as with every real server.
@@ -200,7 +289,8 @@ async fn send_events(
                 (None, 0, true)
             } else {
                 let of_kind = |e: &&Event| e.version > since && e.plural == plural;
-                let events: Vec<Event> = shared.store.history.iter().filter(of_kind).cloned().collect();
+                let mut events: Vec<Event> = shared.store.history.iter().filter(of_kind).cloned().collect();
+                shared.disturb(fault, &mut events);
                 (Some(events), shared.store.version, ends)
             }
         };

@@ -2,10 +2,13 @@
 //! real one may. It exists for faults only; what a real server can show, the tests with a real one show.
 
 mod answer;
+pub mod cluster;
+mod fault;
 mod store;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::service::service_fn;
@@ -13,61 +16,15 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::sync::watch;
 
-pub use store::Store;
-
-/// A way to fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// 429 with `Retry-After`.
-    TooMany,
-    /// 500.
-    Broken,
-    /// 503 in plain text, as from a proxy.
-    Away,
-    /// The connection ends without an answer.
-    Reset,
-    /// The body ends in the middle of an object, with a broken connection.
-    Cut,
-    /// The body ends in the middle of an object as if it were complete.
-    Short,
-    /// The body comes a few bytes at a time.
-    Slow,
-    /// The body is no JSON.
-    Garbage,
-    /// 410 for the next page of a list, and for a watch.
-    Gone,
-    /// A watch: an ERROR event with code 410.
-    GoneEvent,
-    /// A watch: an ERROR event with code 500.
-    ErrorEvent,
-    /// A watch: it ends at once.
-    Empty,
-    /// A watch: events that were sent before are sent again.
-    Again,
-}
-
-/// All of them.
-pub const FAULTS: [Fault; 13] = [
-    Fault::TooMany,
-    Fault::Broken,
-    Fault::Away,
-    Fault::Reset,
-    Fault::Cut,
-    Fault::Short,
-    Fault::Slow,
-    Fault::Garbage,
-    Fault::Gone,
-    Fault::GoneEvent,
-    Fault::ErrorEvent,
-    Fault::Empty,
-    Fault::Again,
-];
+pub use fault::{FAULTS, Fault};
+pub use store::{Event, KINDS, Store};
 
 /// Numbers that a seed decides.
 #[derive(Clone, Debug)]
 pub struct Chance(u64);
 
 impl Chance {
+    /// From a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
@@ -89,21 +46,53 @@ impl Chance {
 /// What the server shares with its requests.
 #[derive(Debug)]
 pub struct Shared {
+    /// Objects and their history.
     pub store: Store,
     /// How many of a hundred requests fail.
     pub rate: u64,
+    /// Decides what fails how.
     pub chance: Chance,
     /// No request is answered.
     pub away: bool,
+    /// Every request is answered with 404, as by a proxy with nothing behind it.
+    pub lost: bool,
+    /// Kinds that are not there are in the lists of resources all the same.
+    pub listed_all_the_same: bool,
+    /// Requests about these kinds, by plural, are not answered.
+    pub mute: BTreeSet<&'static str>,
     /// Every request is refused with 429 and this `Retry-After`.
     pub quiet: Option<u64>,
-    /// Which faults happened, how often.
-    pub happened: std::collections::BTreeMap<String, usize>,
+    /// Kinds that have been watched, so were listed before.
+    pub watched: BTreeSet<&'static str>,
+    /// Which faults happened, how often: not only drawn, but met by a request that it can do something to.
+    pub happened: BTreeMap<Fault, usize>,
+}
+
+impl Shared {
+    /// A request met a fault.
+    fn meet(&mut self, fault: Fault) {
+        *self.happened.entry(fault).or_default() += 1;
+    }
+
+    /// What a fault does to events that are about to be sent.
+    fn disturb(&mut self, fault: Option<Fault>, events: &mut Vec<Event>) {
+        let Some(fault) = fault.filter(|_| !events.is_empty()) else { return };
+        let met = match fault {
+            Fault::Shuffled => fault::shuffle(events, &mut self.chance),
+            Fault::LateDelete => fault::delay_deletes(events),
+            Fault::Cut | Fault::Short | Fault::Slow => true,
+            _ => false,
+        };
+        if met {
+            self.meet(fault);
+        }
+    }
 }
 
 /// A server that runs. It ends with its runtime.
 #[derive(Clone, Debug)]
 pub struct Server {
+    /// Where it listens.
     pub address: SocketAddr,
     shared: Arc<Mutex<Shared>>,
     changed: watch::Sender<u64>,
@@ -111,15 +100,25 @@ pub struct Server {
 
 impl Server {
     /// Starts on a free port of the loopback, in the current runtime.
-    pub async fn start(seed: u64) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub fn start(seed: u64) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), seed)
+    }
+
+    /// Starts on this socket, which may be of another network namespace, in the current runtime.
+    pub fn on(listener: TcpListener, seed: u64) -> Self {
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let shared = Shared {
-            store: Store::new(),
+            store: Store::default(),
             rate: 0,
             chance: Chance::new(seed),
             away: false,
+            lost: false,
+            listed_all_the_same: false,
+            mute: BTreeSet::new(),
             quiet: None,
-            happened: std::collections::BTreeMap::new(),
+            watched: BTreeSet::new(),
+            happened: BTreeMap::new(),
         };
         let server = Self {
             address: listener.local_addr().unwrap(),
@@ -148,6 +147,16 @@ impl Server {
     /// How a client reaches it.
     pub fn config(&self) -> kube::Config {
         kube::Config::new(format!("http://{}", self.address).parse().unwrap())
+    }
+
+    /// The same as a kubeconfig.
+    pub fn kubeconfig(&self) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+             clusters: [{{name: test, cluster: {{server: \"http://{}\"}}}}]\n\
+             users: [{{name: test, user: {{}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n",
+            self.address
+        )
     }
 
     /// Its inner state.

@@ -27,18 +27,36 @@ pub const KINDS: &[(&str, &str, &str, &str)] = &[
 /// An event of the history.
 #[derive(Clone, Debug)]
 pub struct Event {
+    /// The version of the store that it made.
     pub version: u64,
+    /// The kind.
     pub plural: &'static str,
+    /// `ADDED`, `MODIFIED` or `DELETED`.
     pub what: &'static str,
+    /// The object, with its version.
     pub object: Value,
+}
+
+impl Event {
+    /// `namespace/name`.
+    pub fn key(&self) -> String {
+        key(&self.object)
+    }
+
+    /// The UID of the object.
+    pub fn uid(&self) -> &str {
+        self.object["metadata"]["uid"].as_str().unwrap_or_default()
+    }
 }
 
 /// Objects and history.
 #[derive(Debug)]
 pub struct Store {
+    /// Rises with each change.
     pub version: u64,
     /// By plural, then `namespace/name`.
     objects: BTreeMap<&'static str, BTreeMap<String, Value>>,
+    /// What happened since it was forgotten last.
     pub history: Vec<Event>,
     /// Versions up to this one have no history any more.
     pub compacted: u64,
@@ -56,8 +74,8 @@ pub fn key(object: &Value) -> String {
     format!("{}/{}", text("namespace"), text("name"))
 }
 
-impl Store {
-    pub fn new() -> Self {
+impl Default for Store {
+    fn default() -> Self {
         Self {
             version: 1,
             objects: KINDS.iter().map(|(_, plural, ..)| (*plural, BTreeMap::new())).collect(),
@@ -68,12 +86,15 @@ impl Store {
             pages: BTreeMap::new(),
         }
     }
+}
 
+impl Store {
     /// The kind's own plural, that lives for ever.
     pub fn plural(plural: &str) -> &'static str {
         KINDS.iter().find(|(_, known, ..)| *known == plural).unwrap().1
     }
 
+    /// An object.
     pub fn get(&self, plural: &str, key: &str) -> Option<&Value> {
         self.objects[plural].get(key)
     }
@@ -85,6 +106,7 @@ impl Store {
         object
     }
 
+    /// Makes or changes an object; returns the version after that.
     pub fn put(&mut self, plural: &str, object: Value) -> u64 {
         let plural = Self::plural(plural);
         let key = key(&object);
@@ -94,6 +116,7 @@ impl Store {
         self.version
     }
 
+    /// Removes an object, if it is there; returns the version after that.
     pub fn remove(&mut self, plural: &str, key: &str) -> u64 {
         let plural = Self::plural(plural);
         if let Some(object) = self.objects.entry(plural).or_default().remove(key) {
