@@ -122,8 +122,8 @@ pub fn change(server: &Server, chance: &mut Chance, made: &mut u64) {
         11 | 12 => put(server, "identitypolicies", identity(&name("idp"), some), chance, made),
         13 => server.remove("identitypolicies", &shop("idp")),
         14 => {
-            let mode = *chance.pick(&["Enforce", "Audit"]);
-            put(server, "configmaps", config(mode), chance, made);
+            let object = config(if chance.below(2) == 0 { "Enforce" } else { "Audit" });
+            put(server, "configmaps", object, chance, made);
         }
         15 => put(server, "serviceaccounts", account(&name("a"), some), chance, made),
         16 => server.remove("serviceaccounts", &shop("a")),

@@ -32,7 +32,9 @@ fn change_everything(server: &Server) {
 
 fn sorted(batches: &[Vec<String>]) -> Vec<Vec<String>> {
     let mut batches = batches.to_vec();
-    batches.iter_mut().for_each(|batch| batch.sort());
+    for batch in &mut batches {
+        batch.sort();
+    }
     batches
 }
 
