@@ -131,7 +131,9 @@ impl Owner {
                 SourceEvent::Apply(object) => {
                     if let Object::Pod(pod) = &object {
                         self.retained.remove(&pod.uid);
-                        self.look_up_cache |= is_local(&self.world, pod);
+                        let before = self.world.pods.get(&pod.uid);
+                        self.look_up_cache |= is_local(&self.world, pod)
+                            || before.is_some_and(|before| is_local(&self.world, before));
                     }
                     self.changes.apply(&mut self.world, object);
                 }
