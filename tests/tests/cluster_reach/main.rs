@@ -15,7 +15,7 @@ mod uninstall;
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::{Cluster, Options, Pods, Proxy};
 use portcullis_tests::cluster_probe::{self, Check};
 use portcullis_tests::command::run;
