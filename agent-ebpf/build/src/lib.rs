@@ -147,7 +147,7 @@ pub fn build(options: &Options) -> Result<PathBuf, Error> {
 
 /// Compiler flags in the form of `CARGO_ENCODED_RUSTFLAGS`, which allows blanks in paths.
 fn rustflags(arch: &str, linker: &Path) -> String {
-    [
+    let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{arch}\""),
         // Line numbers and types: they become BTF, which the maps need.
         "-Cdebuginfo=2".to_owned(),
@@ -156,8 +156,15 @@ fn rustflags(arch: &str, linker: &Path) -> String {
         // 32-bit arithmetic and atomics that return a value. The compiler passes it to the linker, which generates
         // the code.
         "-Ctarget-cpu=v3".to_owned(),
-    ]
-    .join("\u{1f}")
+    ];
+    // Line numbers name files: every machine shall build the same object, and no path of this one is in it.
+    let root = source_dir();
+    let sources = root.parent().map(|root| (root.to_path_buf(), "/portcullis"));
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+    let paths = sources.into_iter().chain(home.map(|home| (home, "/cargo")));
+    flags.extend(paths.map(|(path, shown)| format!("--remap-path-prefix={}={shown}", path.display())));
+    flags.join("\u{1f}")
 }
 
 fn run(command: &mut Command) -> Result<(), Error> {

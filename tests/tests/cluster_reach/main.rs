@@ -6,6 +6,7 @@
 mod alive;
 mod audit;
 mod count;
+mod mappings;
 mod nodes;
 mod objects;
 mod outside;
@@ -27,8 +28,8 @@ use serde_json::{Value, json};
 use crate::objects::World;
 
 /// Every namespace with pods of the test.
-const NAMESPACES: [&str; 6] =
-    [shop::SHOP, shop::OTHER, nodes::NODES, outside::EDGE, alive::CLOSED, count::COUNT];
+const NAMESPACES: [&str; 7] =
+    [shop::SHOP, shop::OTHER, nodes::NODES, outside::EDGE, mappings::MAPPINGS, alive::CLOSED, count::COUNT];
 
 #[test]
 fn routed_pods_and_iptables() -> Result<()> {
@@ -91,22 +92,36 @@ fn up(pods: Pods, proxy: Proxy) -> Result<Cluster> {
 
 /// Starts all pods, applies all policies, and waits until everything is programmed.
 fn start(cluster: &Cluster, clock: &Clock) -> Result<World> {
-    let workloads =
-        [shop::workloads(), nodes::workloads(), outside::workloads(), alive::workloads(), count::workloads()];
+    let workloads = [
+        shop::workloads(),
+        nodes::workloads(),
+        outside::workloads(),
+        mappings::workloads(),
+        alive::workloads(),
+        count::workloads(),
+    ];
     cluster.apply(&list(&workloads.concat()))?;
     outside::balance(cluster)?;
-    let policies =
-        [shop::policies(), nodes::policies(), outside::policies(), alive::policies(), count::policies()];
+    let policies = [
+        shop::policies(),
+        nodes::policies(),
+        outside::policies(),
+        mappings::policies(),
+        alive::policies(),
+        count::policies(),
+    ];
     cluster.apply(&list(&policies.concat()))?;
     for namespace in NAMESPACES {
         cluster.wait_for(namespace, "pods --all", "condition=Ready")?;
     }
     clock.note("all pods are ready");
     let world = World::read(cluster)?;
+    mappings::link(cluster, &world)?;
     let policies = [
         shop::policy_names(),
         nodes::policy_names(),
         outside::policy_names(),
+        mappings::policy_names(),
         alive::policy_names(),
         count::policy_names(),
     ];
@@ -124,6 +139,7 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
         ("the shop", shop::reach(world, false)?),
         ("API server and nodes", nodes::reach(world)?),
         ("from outside", outside::reach(world)?),
+        ("by every mapping of a service", mappings::reach(world)?),
     ];
     // What is wrong in one part does not hide what is wrong in the next one.
     let mut failed: Vec<anyhow::Error> = Vec::new();

@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cargo::root;
 use archive::Image;
-use target::Target;
+use target::{Target, path_of_this_machine};
 
 /// What the archive may weigh.
 const LIMIT: usize = 30 * 1000 * 1000;
@@ -56,6 +56,13 @@ fn default_tags() -> [String; 2] {
 fn build(arch: Target, tags: &[String], output: &Path) -> Result<PathBuf> {
     let binary = arch.build()?;
     let content = fs::read(&binary).with_context(|| format!("reading {}", binary.display()))?;
+    if let Some(path) = path_of_this_machine(&content) {
+        bail!(
+            "{} has the path {} of this machine in it: it must be the same on each",
+            binary.display(),
+            path.display()
+        );
+    }
     let mut labels = vec![
         ("org.opencontainers.image.title", "portcullis".to_owned()),
         (

@@ -16,8 +16,7 @@ pub enum Target {
     Arm64,
 }
 
-/// Where paths of this machine show in a binary, and what is written instead.
-const SOURCES: &str = "/portcullis";
+/// What is written in place of the folder of this machine that crates come from.
 const CARGO_HOME: &str = "/cargo";
 
 impl Target {
@@ -67,15 +66,15 @@ impl Target {
         cargo::program(&cargo::executables_of(command)?, "portcullis")
     }
 
-    /// No path of this machine goes into the binary, so that every machine builds the same.
+    /// No path of this machine goes into the binary, so that every machine builds the same. The workspace's own files are
+    /// compiled by relative paths; a flag that named its folder would make every other checkout compile all crates anew.
     fn flags() -> String {
-        let home = std::env::var_os("CARGO_HOME")
-            .map(PathBuf::from)
-            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
-        let mut flags = vec![format!("--remap-path-prefix={}={SOURCES}", root().display())];
-        flags.extend(home.map(|home| format!("--remap-path-prefix={}={CARGO_HOME}", home.display())));
-        flags.push("-Ctarget-feature=+crt-static".to_owned());
-        flags.join("\u{1f}")
+        let flags = cargo_home().map(|home| format!("--remap-path-prefix={}={CARGO_HOME}", home.display()));
+        flags
+            .into_iter()
+            .chain(["-Ctarget-feature=+crt-static".to_owned()])
+            .collect::<Vec<_>>()
+            .join("\u{1f}")
     }
 
     /// Whether the compilers are there; those for this machine are `setup`'s, the others are asked for here.
@@ -97,6 +96,21 @@ impl Target {
     }
 }
 
+/// Where crates are kept on this machine.
+fn cargo_home() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    std::env::var_os("CARGO_HOME").map(PathBuf::from).or(home)
+}
+
+/// A path of this machine that shows in a binary.
+pub fn path_of_this_machine(binary: &[u8]) -> Option<PathBuf> {
+    let shows = |path: &PathBuf| {
+        let text = path.as_os_str().as_encoded_bytes();
+        binary.windows(text.len()).any(|window| window == text)
+    };
+    [root().to_path_buf()].into_iter().chain(cargo_home()).find(shows)
+}
+
 /// Whether the compiler that cargo uses has a standard library for a target.
 pub fn has_std(triple: &str) -> bool {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -112,10 +126,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_this_machine_are_replaced() {
-        let flags = Target::flags();
-        assert!(flags.contains(&format!("{}=/portcullis", root().display())), "{flags}");
-        assert!(flags.contains("=/cargo"), "{flags}");
+    fn a_path_of_this_machine_is_found() {
+        let line = format!("x{}/agent/src/main.rs", root().display());
+        assert_eq!(path_of_this_machine(line.as_bytes()), Some(root().to_path_buf()));
+        assert_eq!(path_of_this_machine(b"/cargo/registry and agent/src/main.rs"), None);
     }
 
     #[test]
