@@ -170,7 +170,7 @@ pub fn reach(world: &World) -> Result<Vec<Check>> {
                 let several = world.service(MAPPINGS, &format!("{account}-several"))?;
                 add(&on_port(&several, BACK), !judged, "the other port of a service");
                 for name in ["node-port", "node-port-local"] {
-                    let port = world.node_port(MAPPINGS, &format!("{account}-{name}"))?;
+                    let port = world.node_port(MAPPINGS, &format!("{account}-{name}"), 0)?;
                     let targets =
                         [0, 1].into_iter().flat_map(|i| node(i).map(|ip| SocketAddr::new(ip, port)));
                     add(&targets.collect::<Vec<_>>(), allowed, &format!("{account}, by a {name}"));
