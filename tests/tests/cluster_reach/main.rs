@@ -182,8 +182,8 @@ fn other_proxy(cluster: &Cluster, clock: &Clock, world: &World, proxy: Proxy) ->
         );
     }
     clock.note(&format!("kube-proxy does services with {proxy}"));
-    let checks = [shop::reach(world, false)?, outside::reach(world)?].concat();
-    try_all(cluster, clock, &format!("the shop, and from outside, with {proxy}"), &checks)
+    let checks = [shop::reach(world, false)?, outside::reach(world)?, mappings::reach(world)?].concat();
+    try_all(cluster, clock, &format!("the shop, from outside, and every mapping, with {proxy}"), &checks)
 }
 
 fn try_all(cluster: &Cluster, clock: &Clock, what: &str, checks: &[Check]) -> Result<()> {

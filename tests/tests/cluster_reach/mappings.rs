@@ -75,7 +75,8 @@ pub fn workloads() -> Vec<Value> {
             closed["name"] = json!("closed");
             closed["args"] = json!(["netexec", format!("--http-port={CLOSED}"), "--udp-port=-1"]);
             closed["ports"] = json!([{"name": "closed", "containerPort": CLOSED}]);
-            closed["readinessProbe"]["httpGet"]["port"] = json!(CLOSED);
+            // Its path for health says no as long as it does not serve UDP.
+            closed["readinessProbe"]["httpGet"] = json!({"path": "/", "port": CLOSED});
             pod["spec"]["containers"] = json!([open, closed]);
             objects.push(pod);
         }
