@@ -113,13 +113,13 @@ impl StatusWriter {
                 let mut writer = Writer::new(client, &options, verdicts, publish);
                 tokio::select! {
                     () = writer.run() => {}
-                    _ = stopped.changed() => {
-                        if writer.leading()
-                            && let Err(error) = writer.election.release().await
-                        {
-                            debug!(%error, "the Lease was not given back");
-                        }
-                    }
+                    _ = stopped.changed() => {}
+                }
+                // Whoever ended it: the agent, or that nobody sends verdicts any more, whichever was seen first.
+                if writer.leading()
+                    && let Err(error) = writer.election.release().await
+                {
+                    debug!(%error, "the Lease was not given back");
                 }
             });
             // Nobody may wait for it any more.

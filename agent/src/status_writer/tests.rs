@@ -231,6 +231,21 @@ fn a_status_is_written_when_it_changes_and_only_then() {
 }
 
 #[test]
+fn the_lease_is_given_back_also_where_the_verdicts_end_first() {
+    let server = Server::default();
+    server.put("p", 1);
+    let (sender, receiver) = watch::channel(Arc::default());
+    let writer = start(&server, "a", &receiver);
+    sender.send_replace(verdicts(&[("p", 1, &[])]));
+    eventually("it to lead", || writer.state().borrow().leading);
+    let holder = || server.lock().lease.as_ref().unwrap()["spec"]["holderIdentity"].clone();
+    assert_eq!(holder(), "a");
+    drop(sender);
+    drop(writer);
+    assert_eq!(holder(), Value::Null);
+}
+
+#[test]
 fn one_writes_and_another_follows_when_it_is_gone_without_a_word() {
     let server = Server::default();
     server.put("p", 1);
