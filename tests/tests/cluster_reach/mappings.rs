@@ -170,10 +170,11 @@ pub fn reach(world: &World) -> Result<Vec<Check>> {
                 }
                 let several = world.service(MAPPINGS, &format!("{account}-several"))?;
                 add(&on_port(&several, BACK), !judged, "the other port of a service");
-                for name in ["node-port", "node-port-local"] {
+                // Another node does not masquerade what comes to it with `Local`, and may send it on to a pod beside the
+                // caller, whose answer does not come back by that node: with or without policies.
+                for (name, nodes) in [("node-port", &[0, 1][..]), ("node-port-local", &[at][..])] {
                     let port = world.node_port(MAPPINGS, &format!("{account}-{name}"), 0)?;
-                    let targets =
-                        [0, 1].into_iter().flat_map(|i| node(i).map(|ip| SocketAddr::new(ip, port)));
+                    let targets = nodes.iter().flat_map(|i| node(*i).map(|ip| SocketAddr::new(ip, port)));
                     add(&targets.collect::<Vec<_>>(), allowed, &format!("{account}, by a {name}"));
                 }
                 let external = external(i).map(|ip| SocketAddr::new(ip, FRONT));
