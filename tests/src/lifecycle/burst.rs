@@ -250,11 +250,9 @@ mod tests {
     fn tries(pods: &[&str]) -> Tries {
         let mut tries = Tries::default();
         for (i, lines) in pods.iter().enumerate() {
-            let mut log = String::new();
-            for line in lines.split(';') {
-                log.extend(["2026 stdout F ", line.trim(), "\n"]);
-            }
-            tries.add(&format!("pod-{i}"), &log).unwrap();
+            let log: Vec<String> =
+                lines.split(';').map(|line| format!("2026 stdout F {}", line.trim())).collect();
+            tries.add(&format!("pod-{i}"), &log.join("\n")).unwrap();
         }
         tries
     }
