@@ -76,7 +76,10 @@ fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
     // The same packages in both commands, so that nothing is compiled twice with different features.
     let mut tests = cargo::executables(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;
     tests.retain(|found| found.test);
-    let agent = cargo::program(&cargo::executables(["build", "--workspace", "--bins"])?, "portcullis")?;
+    let built = cargo::executables(["build", "--workspace", "--bins"])?;
+    // The build may just have replaced the file that runs here, so the path of this process says nothing.
+    let programs =
+        Programs { agent: cargo::program(&built, "portcullis")?, xtask: cargo::program(&built, "xtask")? };
     // A cluster runs on without the test that made it, and takes memory and processors from the tests to come.
     for name in sweep()? {
         println!("note: an earlier run was cut off and left a cluster; removed: {}", name.as_str());
@@ -92,9 +95,15 @@ fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
             crate::image::build_default()?;
             image = true;
         }
-        *sum += program(test, &agent, name)?;
+        *sum += program(test, &programs, name)?;
     }
     Ok(())
+}
+
+/// What tests start.
+struct Programs {
+    agent: PathBuf,
+    xtask: PathBuf,
 }
 
 /// Tests of the product as it is installed: they need the container image.
@@ -114,15 +123,12 @@ fn is_privileged(test: &Executable) -> bool {
 }
 
 /// Runs one test program.
-fn program(test: &Executable, agent: &Path, name: Option<&str>) -> Result<Tally> {
+fn program(test: &Executable, programs: &Programs, name: Option<&str>) -> Result<Tally> {
     let mut command = Command::new(&test.path);
     // The name of a file of tests stands for all of them.
     command.args(name.filter(|name| *name != test.target)).current_dir(&test.package);
-    command.env("CARGO_MANIFEST_DIR", &test.package).env("PORTCULLIS_BIN", agent);
-    // The test of the commands themselves.
-    if let Ok(itself) = std::env::current_exe() {
-        command.env("PORTCULLIS_XTASK", itself);
-    }
+    command.env("CARGO_MANIFEST_DIR", &test.package).env("PORTCULLIS_BIN", &programs.agent);
+    command.env("PORTCULLIS_XTASK", &programs.xtask);
     // A failed test's message says what was wrong; the path through the harness says nothing more.
     command.env("RUST_LIB_BACKTRACE", "0");
     if !is_privileged(test) {
