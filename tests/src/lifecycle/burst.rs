@@ -95,6 +95,8 @@ pub struct Findings {
     pub refused_early: usize,
     /// Permitted connections that needed a second SYN.
     pub delayed: usize,
+    /// SYNs that permitted pods had to send again after every target had answered them once.
+    pub lost_late: u64,
     /// The longest time from a pod's first try to its first connection, where it is permitted.
     pub longest_wait: f64,
     /// Pods that held a connection from their first moment.
@@ -108,11 +110,11 @@ pub struct Findings {
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sequences, tries, passed_early, refused_early, delayed, longest_wait, .. } = self;
-        let Self { held, answers, reopened, .. } = self;
+        let Self { held, answers, reopened, lost_late, .. } = self;
         write!(
             f,
             "{sequences} sequences of {tries} tries: {passed_early} passed before the first refusal, {refused_early} \
-             refused before the first answer, {delayed} took a second, longest wait {longest_wait:.2} s; {held} pods \
+             refused before the first answer, {delayed} took a second, longest wait {longest_wait:.2} s, {lost_late} SYNs lost later; {held} pods \
              held a connection: {answers} answers, opened again {reopened} times"
         )
     }
@@ -209,16 +211,10 @@ impl Tries {
             }
             *in_all = tries.iter().map(|one| one.resent).fold(*in_all, u64::max);
         }
-        // A machine that is busy makes a connection slow; only a packet that was lost is sent again. (The SYNs of a held
-        // connection count as well, and cannot be told from those of the tries.)
-        for (pod, (at, by_then, in_all)) in pods {
-            ensure!(
-                by_then == in_all || self.held.contains_key(pod),
-                "{pod} lost {} SYNs after {at}, when everyone had answered it: {:?}",
-                in_all - by_then,
-                self.tries.iter().filter(|((one, _), _)| one == pod).collect::<Vec<_>>()
-            );
-        }
+        // A busy machine loses packets too, so this is told and not judged: whether it was a verdict, the counters of the
+        // agents say. (The SYNs of a held connection count as well, and cannot be told from those of the tries.)
+        let tried = pods.iter().filter(|(pod, _)| !self.held.contains_key(**pod));
+        findings.lost_late = tried.map(|(_, (_, by_then, in_all))| in_all - by_then).sum();
         for (pod, hold) in &self.held {
             let last = hold.answers.last().copied().unwrap_or_default();
             ensure!(
@@ -291,11 +287,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_syn_is_wrong_once_every_target_has_answered() {
+    fn a_syn_that_is_lost_once_every_target_has_answered_is_counted() {
         let first = "try db 0.1 0.2 passed 0; try other 0.1 1.2 passed 1; try db 0.3 0.4 passed 0";
-        tries(&[ON, &format!("{first}; try db 1.3 1.4 passed 1")]).permitted().unwrap();
-        let lost = tries(&[ON, &format!("{first}; try db 1.3 2.4 passed 2")]).permitted().unwrap_err();
-        assert!(lost.to_string().contains("pod-1 lost 1 SYNs after 1.2"), "{lost}");
+        let none = tries(&[ON, &format!("{first}; try db 1.3 1.4 passed 1")]).permitted().unwrap();
+        assert_eq!((none.lost_late, none.delayed), (0, 1));
+        let lost = tries(&[ON, &format!("{first}; try db 1.3 2.4 passed 2")]).permitted().unwrap();
+        assert_eq!((lost.lost_late, lost.delayed), (1, 2));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use portcullis_tests::cluster_probe::{self, Check};
 use portcullis_tests::command::run;
 use portcullis_tests::installed::{self, Wanted};
 use portcullis_tests::lifecycle::leftovers;
-use portcullis_tests::{deploy, privileged_test};
+use portcullis_tests::{deploy, eventually, privileged_test};
 use serde_json::{Value, json};
 
 use crate::objects::World;
@@ -168,18 +168,25 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
 /// What goes through kube-proxy, with it in its other mode.
 fn other_proxy(cluster: &Cluster, clock: &Clock, world: &World, proxy: Proxy) -> Result<()> {
     cluster.change_proxy(proxy)?;
+    let wanted = [proxy == Proxy::Nftables, proxy == Proxy::Iptables];
     for (node, name) in cluster.nodes().iter().zip(["node0", "node1"]) {
         let said = |program: &str, args: &[&str]| run(&mut node.place.command(program, args)?);
-        let tables = said("nft", &["list", "tables"])?;
-        let found = [
-            tables.lines().any(|line| line == "table ip kube-proxy"),
-            said("iptables-save", &[])?.contains("KUBE-SVC-"),
-        ];
-        let wanted = [proxy == Proxy::Nftables, proxy == Proxy::Iptables];
-        ensure!(
-            found == wanted,
-            "{name}: nftables and iptables have rules of kube-proxy: {found:?}, not {wanted:?}"
-        );
+        let look = || -> Result<[bool; 2]> {
+            let tables = said("nft", &["list", "tables"])?;
+            Ok([
+                tables.lines().any(|line| line == "table ip kube-proxy"),
+                said("iptables-save", &[])?.contains("KUBE-SVC-"),
+            ])
+        };
+        // It calls itself healthy before it has written anything.
+        let mut found = look()?;
+        eventually("kube-proxy's rules to be those of the other mode", || {
+            found = look().unwrap_or(found);
+            found == wanted
+        })
+        .with_context(|| {
+            format!("{name}: nftables and iptables have rules of kube-proxy: {found:?}, not {wanted:?}")
+        })?;
     }
     clock.note(&format!("kube-proxy does services with {proxy}"));
     let checks = [shop::reach(world, false)?, outside::reach(world)?, mappings::reach(world)?].concat();
