@@ -9,6 +9,10 @@ use portcullis_tests::faults::{Chance, FAULTS, Fault, Server};
 
 use crate::consumer::{Consumer, PACE, small};
 
+/// Series that are run in any case, and those after which a fault that never happened is a failure.
+const LEAST_SEEDS: u64 = 12;
+const MOST_SEEDS: u64 = 120;
+
 /// What may be deleted: what is gone from the server, or was replaced.
 fn gone(server: &Server) -> BTreeSet<(String, Option<String>)> {
     let shared = server.lock();
@@ -84,9 +88,14 @@ async fn every_fault_in_random_order_ends_in_the_same_world_as_a_clean_start() {
         ends_as_a_clean_start(seed.parse().unwrap()).await;
         return;
     }
-    let mut faults = BTreeSet::new();
-    for seed in 1..=12 {
-        faults.append(&mut ends_as_a_clean_start(seed).await);
+    // Which faults a request meets depends on how fast this machine is, so a fixed number of seeds may miss one.
+    let mut missing = BTreeSet::from(FAULTS);
+    for seed in 1..=MOST_SEEDS {
+        let met = ends_as_a_clean_start(seed).await;
+        missing.retain(|fault| !met.contains(fault));
+        if seed >= LEAST_SEEDS && missing.is_empty() {
+            return;
+        }
     }
-    assert_eq!(faults, BTreeSet::from(FAULTS), "every fault has happened");
+    panic!("faults that did not happen in {MOST_SEEDS} series: {missing:?}");
 }
