@@ -23,6 +23,8 @@ pub(super) struct Index {
     sent: usize,
     /// Which list is being read, or was read last.
     list: u32,
+    /// Whether it is being read.
+    listing: bool,
     /// With random keys, so that nobody can make two objects with one hash.
     hashes: RandomState,
 }
@@ -34,12 +36,14 @@ struct Record {
     sent: Option<NonZero<u64>>,
     /// The list in which it was seen last.
     list: u32,
+    /// Its version, as far as that is known.
+    version: Option<u64>,
 }
 
 impl Index {
     /// Without records.
     pub fn new(kind: ObjectKind) -> Self {
-        Self { kind, records: HashMap::new(), sent: 0, list: 0, hashes: RandomState::new() }
+        Self { kind, records: HashMap::new(), sent: 0, list: 0, listing: false, hashes: RandomState::new() }
     }
 
     /// How many objects the consumer knows.
@@ -55,17 +59,29 @@ impl Index {
     /// A list begins: what it does not have is gone when it ends.
     pub fn begin(&mut self) {
         self.list = self.list.wrapping_add(1);
+        self.listing = true;
     }
 
     /// An object is there. One that is not understood leaves what was understood of it before.
+    ///
+    /// News that is older than what is known is no news: a watch that begins again may repeat how things were. A list is
+    /// believed whatever versions it has, since those of a server that was restored from a backup begin again.
     pub fn see(&mut self, id: &Id, object: Option<Object>, events: &mut Vec<SourceEvent>) {
         let hash = object.as_ref().map(|object| hash(&self.hashes, object));
         let key = show(&id.namespace, &id.name);
         let list = self.list;
         let uid = Uid::from(id.uid.as_str());
-        let record =
-            self.records.entry(key.into()).or_insert_with(|| Record { uid: uid.clone(), sent: None, list });
-        record.list = list;
+        let version = id.version;
+        let record = self.records.entry(key.into()).or_insert_with(|| Record {
+            uid: uid.clone(),
+            sent: None,
+            list,
+            version,
+        });
+        if !self.listing && version.is_some() && version < record.version {
+            return;
+        }
+        (record.list, record.version) = (list, version);
         if record.uid != uid {
             // Another object of the same name. The end of the old one was missed, or comes later.
             let old = std::mem::replace(&mut record.uid, uid);
@@ -107,6 +123,7 @@ impl Index {
             }
             stays
         });
+        self.listing = false;
         self.records.shrink_to_fit();
     }
 

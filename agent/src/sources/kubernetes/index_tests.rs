@@ -2,7 +2,7 @@ use super::*;
 use crate::model::{Namespace, Pod};
 
 fn id(name: &str, uid: &str) -> Id {
-    Id { namespace: "shop".to_owned(), name: name.to_owned(), uid: uid.to_owned() }
+    Id { namespace: "shop".to_owned(), name: name.to_owned(), uid: uid.to_owned(), version: None }
 }
 
 fn pod(name: &str, uid: &str, node: &str) -> Object {
@@ -82,9 +82,36 @@ fn what_cannot_be_understood_leaves_what_was_understood_before_but_not_of_anothe
     assert_eq!(index.len(), 0);
 
     let mut index = Index::new(ObjectKind::Namespace);
-    let id = |uid: &str| Id { namespace: String::new(), name: "shop".to_owned(), uid: uid.to_owned() };
+    let id = |uid: &str| Id {
+        namespace: String::new(),
+        name: "shop".to_owned(),
+        uid: uid.to_owned(),
+        version: None,
+    };
     let shop = || Some(Object::Namespace(Namespace { name: "shop".to_owned(), ..Namespace::default() }));
     told(|e| index.see(&id("1"), shop(), e));
     assert_eq!(told(|e| index.see(&id("2"), shop(), e)), ["+shop"], "a replacement is one change");
     assert_eq!(told(|e| index.see(&id("3"), None, e)), ["-shop/-"]);
+}
+
+#[test]
+fn what_is_older_than_what_is_known_is_no_news_unless_a_list_says_it() {
+    let at = |uid: &str, version| Id { version: Some(version), ..id("a", uid) };
+    let mut index = Index::new(ObjectKind::Pod);
+    index.begin();
+    assert_eq!(told(|e| index.see(&at("old", 10), Some(pod("a", "old", "")), e)), ["+a"]);
+    told(|e| index.sweep(e));
+    assert_eq!(told(|e| index.see(&at("new", 20), Some(pod("a", "new", "")), e)), ["-a/old", "+a"]);
+    // A watch that begins again may repeat what it said.
+    assert_eq!(told(|e| index.see(&at("old", 11), Some(pod("a", "old", "n")), e)), [""; 0]);
+    assert_eq!(told(|e| index.remove(&at("old", 12), e)), [""; 0]);
+    assert_eq!(told(|e| index.see(&at("new", 20), Some(pod("a", "new", "")), e)), [""; 0]);
+    // A server that was restored from a backup.
+    index.begin();
+    assert_eq!(told(|e| index.see(&at("old", 9), Some(pod("a", "old", "")), e)), ["-a/new", "+a"]);
+    told(|e| index.sweep(e));
+    assert_eq!(told(|e| index.see(&at("old", 10), Some(pod("a", "old", "n")), e)), ["+a"]);
+    // A version that is no number says nothing.
+    assert_eq!(told(|e| index.see(&id("a", "old"), Some(pod("a", "old", "m")), e)), ["+a"]);
+    assert_eq!(told(|e| index.see(&at("old", 1), Some(pod("a", "old", "n")), e)), ["+a"]);
 }

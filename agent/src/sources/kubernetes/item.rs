@@ -43,6 +43,7 @@ impl<K> Item<K> {
             namespace: text(&self.metadata.namespace),
             name: text(&self.metadata.name),
             uid: text(&self.metadata.uid),
+            version: self.metadata.resource_version.as_deref().and_then(|text| text.parse().ok()),
         }
     }
 }
@@ -56,6 +57,8 @@ pub(super) struct Id {
     pub name: String,
     /// UID.
     pub uid: String,
+    /// The resource version, if it is a number: those of one kind can be compared, by the conventions of the API.
+    pub version: Option<u64>,
 }
 
 impl<K> fmt::Debug for Item<K> {

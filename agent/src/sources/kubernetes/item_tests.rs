@@ -43,7 +43,10 @@ fn an_item_of_a_list_needs_no_type_and_keeps_only_what_it_is_known_by() {
         "status": {"podIPs": [{"ip": "10.0.0.1"}]}}));
     assert_eq!(item.meta().resource_version.as_deref(), Some("7"));
     assert!(item.meta().labels.is_none());
-    assert_eq!(item.id(), Id { namespace: "shop".into(), name: "a".into(), uid: "u1".into() });
+    assert_eq!(
+        item.id(),
+        Id { namespace: "shop".into(), name: "a".into(), uid: "u1".into(), version: Some(7) }
+    );
     let Some(Object::Pod(pod)) = item.decoded.object else { panic!("no pod") };
     assert_eq!((pod.uid.as_str(), pod.addresses.len()), ("u1", 1));
     assert_eq!(item.decoded.problems, [""; 0]);
