@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::{Agent, Manifests, Network, Node, PodObject, eventually, privileged_test};
+use portcullis_tests::{
+    Agent, Manifests, Network, Node, PodObject, eventually, eventually_within, privileged_test,
+};
 
 /// For what must work.
 const SOON: Duration = Duration::from_secs(5);
@@ -229,6 +231,34 @@ fn a_program_before_our_links_is_named_and_makes_the_agent_unready() -> Result<(
 #[test]
 fn a_program_before_our_filters_is_named_and_makes_the_agent_unready() -> Result<()> {
     privileged_test(|| a_program_before_ours_is_named(&["--attach", "clsact"]))
+}
+
+#[test]
+fn an_interface_whose_answers_go_past_our_programs_is_named() -> Result<()> {
+    privileged_test(|| {
+        let (node, manifests) = shop()?;
+        manifests.write("db.yaml", "")?;
+        let agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
+        let [api, db] = [&node.pods[0], &node.pods[1]];
+        let at = SocketAddr::new(db.v4.into(), 5432);
+        let _server = db.ns.tcp_echo(at)?;
+        api.ns.tcp_exchange(at, SOON)?;
+        eventually("nothing to be wrong", || status(&agent).is_ok_and(|status| status.ok))?;
+        // What comes for the pod takes another way, as by a dataplane that redirects into pods.
+        node.ns.ip(&format!("link add side type veth peer name side0 netns {}", api.ns.name()))?;
+        api.ns.ip("link set side0 up")?;
+        node.ns.ip(&format!(
+            "link set side up\nroute replace {}/32 dev side src {}",
+            api.v4,
+            portcullis_tests::node::NODE.0
+        ))?;
+        api.ns.tcp_exchange(at, SOON).context("by the other way")?;
+        let sided = format!("{} has connections that were seen in one direction only", api.veth);
+        eventually("status to name the interface", || says(&agent, &sided))?;
+        let counted = || shows(&agent, "portcullis_endpoints_one_sided 1");
+        // The tables are read for it twice a minute at most.
+        eventually_within(Duration::from_secs(90), "the interface to be counted", counted)
+    })
 }
 
 #[test]

@@ -162,7 +162,8 @@ impl Reader {
             #[expect(clippy::cast_possible_truncation, reason = "the low halves are compared, across a wrap")]
             let idle = now.wrapping_sub(flow.last_seen as u32);
             let alive = idle <= flow.timeout || idle > u32::MAX / 2;
-            alive && flow.state & state::UNHEARD != 0 && flow.state & state::LIFE != state::OPEN
+            // Also of one that looks open again: its opener's last acknowledgement came after its FIN.
+            alive && flow.state & state::UNHEARD != 0
         };
         let mut found = BTreeSet::new();
         for (slot, endpoint) in self.endpoints()? {
