@@ -52,8 +52,8 @@ impl Agents<'_> {
         eventually_within(PATIENCE, &format!("the agent of node{node} to be ready"), || self.is_ready(node))
     }
 
-    /// Kills a node's agent, and waits until another one is ready.
-    pub fn kill(self, node: usize) -> Result<()> {
+    /// Kills a node's agent, and waits until another one runs, ready or not.
+    pub fn crash(self, node: usize) -> Result<()> {
         let old = self.processes(node)?;
         ensure!(old.len() == 1, "node{node} has {} agents", old.len());
         for process in &old {
@@ -62,8 +62,14 @@ impl Agents<'_> {
             ensure!(unsafe { libc::kill(process, libc::SIGKILL) } == 0, "killing the agent of node{node}");
         }
         eventually_within(PATIENCE, &format!("a new agent on node{node}"), || {
-            self.processes(node).is_ok_and(|new| !new.is_empty() && new != old) && self.is_ready(node)
+            self.processes(node).is_ok_and(|new| !new.is_empty() && new != old)
         })
+    }
+
+    /// Kills a node's agent, and waits until another one is ready.
+    pub fn kill(self, node: usize) -> Result<()> {
+        self.crash(node)?;
+        self.wait_ready(node)
     }
 
     /// Takes the agent off a node, and waits until its process is gone.

@@ -1,4 +1,4 @@
-//! The API server away for the agents, and everything changed when it is back.
+//! The API server away for the agents for minutes, and everything changed when it is back.
 
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use crate::scene::{LIFE, PORT, Scene, pod};
 const SOON: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_millis(1300);
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the agents hear nothing, in seconds of their own: longer than a watch that says nothing, than the lease of a
+/// node, and than the pauses between tries grow.
+const AWAY: f64 = 120.0;
 
 /// The policy of the database under another name, for other accounts.
 const CHANGED: &str = "
@@ -42,7 +45,9 @@ pub fn api_server_away(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         Ok::<_, anyhow::Error>(())
     };
     as_before("at first")?;
-    let lists = installed::metric(&scene.cluster, "portcullis_source_lists_total", &[("kind", "Pod")])?;
+    let of_pods = |node, name: &str| installed::metric_of(&scene.cluster, node, name, &[("kind", "Pod")]);
+    let lists = |node| of_pods(node, "portcullis_source_lists_total");
+    let listed = lists(0)?;
 
     (0..2).try_for_each(|i| scene.agents().cut(i, true))?;
     scene.cluster.apply(CHANGED)?;
@@ -57,13 +62,23 @@ pub fn api_server_away(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     as_before("while the agents know of no change")?;
     scene.cluster.stop_api_server()?;
     as_before("without any API server")?;
+    scene.agents().crash(1)?;
+    note("the agent of node1 was killed, and its next one has nobody to ask");
+    as_before("with an agent that was never told of the cluster")?;
+    eventually_within(
+        Duration::from_secs(180),
+        "the agent of node0 to have heard nothing for minutes",
+        || of_pods(0, "portcullis_source_age_seconds").is_ok_and(|age| age >= AWAY),
+    )?;
+    ensure!(!scene.agents().is_ready(1), "an agent that was told nothing says that it is ready");
+    as_before("after minutes")?;
+    note(&format!("the agents have heard nothing for {AWAY} s"));
     scene.cluster.start_api_server()?;
     (0..2).try_for_each(|i| scene.agents().cut(i, false))?;
     note("the API server is back");
 
     eventually_within(PATIENCE, "the agents to have listed the pods again", || {
-        installed::metric(&scene.cluster, "portcullis_source_lists_total", &[("kind", "Pod")])
-            .is_ok_and(|now| now >= lists + 2.0)
+        lists(0).is_ok_and(|now| now >= listed + 1.0) && lists(1).is_ok_and(|now| now >= 1.0)
     })?;
     let reaches = |from: &LivePod, to| from.net.tcp_exchange(to, NEVER).is_ok();
     let mut wrong = Vec::new();
