@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -60,10 +60,20 @@ impl Place {
         argument
     }
 
+    /// The process that holds it.
+    fn holder(&self) -> Result<u32> {
+        self.daemons.process(&self.part).with_context(|| format!("{} is not there", self.part))
+    }
+
+    /// By which path this process reaches a file that the place sees at this absolute path.
+    pub fn path(&self, inside: &Path) -> Result<PathBuf> {
+        let root = PathBuf::from(format!("/proc/{}/root", self.holder()?));
+        Ok(root.join(inside.strip_prefix("/").unwrap_or(inside)))
+    }
+
     /// The words before a command that shall run in the place.
     pub fn enter(&self) -> Result<Vec<OsString>> {
-        let holder = self.daemons.process(&self.part);
-        let holder = holder.with_context(|| format!("{} is not there", self.part))?;
+        let holder = self.holder()?;
         Ok(words("nsenter", ["--mount", "--uts", "--net", &format!("--target={holder}"), "--"]))
     }
 

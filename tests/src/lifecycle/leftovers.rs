@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use aya::programs::SchedClassifier;
+use aya::maps::MapInfo;
 use aya::programs::tc::TcAttachType;
+use aya::programs::{ProgramInfo, SchedClassifier};
 use portcullis_common::abi::names;
 
 use super::Agents;
@@ -26,25 +28,52 @@ pub fn on_node(cluster: &Cluster, node: usize) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// The programs and maps in the kernel that are called like ours, by their ids. They are the machine's, not a node's: to be
-/// compared with what was there before the cluster was.
-pub fn loaded() -> Result<BTreeSet<String>> {
+/// The programs and maps in the kernel that are the cluster's: the maps pinned on its nodes, and the programs that use
+/// them, by their ids. Other clusters may be beside it.
+pub fn loaded(cluster: &Cluster) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
-    for program in aya::programs::loaded_programs() {
-        // One that ends while the list is read is none any more.
-        let Ok(program) = program else { continue };
-        let name = program.name_as_str().unwrap_or_default();
-        if ["from_pod", "to_pod"].contains(&name) {
-            found.insert(format!("program {name} {}", program.id()));
+    let mut ids = BTreeSet::new();
+    for node in cluster.nodes() {
+        for pin in pins(&node.place.path(Path::new("/sys/fs/bpf"))?)? {
+            let info = MapInfo::from_pin(&pin).with_context(|| format!("the map {}", pin.display()))?;
+            found.insert(map(&info));
+            ids.insert(info.id());
         }
     }
-    for map in aya::maps::loaded_maps() {
-        let Ok(map) = map else { continue };
-        let name = map.name_as_str().unwrap_or_default();
-        // The kernel keeps fifteen letters.
-        let is_ours = |ours: &&str| name == &ours[..ours.len().min(15)];
-        if names::ALL.iter().chain(&["flows4", "flows6"]).any(is_ours) {
-            found.insert(format!("map {name} {}", map.id()));
+    for info in aya::programs::loaded_programs().filter_map(Result::ok) {
+        // One that ends while the list is read is none any more.
+        let uses = info.map_ids().ok().flatten().unwrap_or_default();
+        if uses.iter().any(|id| ids.contains(id)) {
+            found.insert(program(&info));
+        }
+    }
+    Ok(found)
+}
+
+/// Those of [`loaded`] that still are.
+pub fn still_loaded(before: &BTreeSet<String>) -> BTreeSet<String> {
+    let programs = aya::programs::loaded_programs().filter_map(Result::ok).map(|info| program(&info));
+    let maps = aya::maps::loaded_maps().filter_map(Result::ok).map(|info| map(&info));
+    programs.chain(maps).filter(|thing| before.contains(thing)).collect()
+}
+
+fn map(info: &MapInfo) -> String {
+    format!("map {} {}", info.name_as_str().unwrap_or("?"), info.id())
+}
+
+fn program(info: &ProgramInfo) -> String {
+    format!("program {} {}", info.name_as_str().unwrap_or("?"), info.id())
+}
+
+/// Every map of ours that is pinned below a folder, by its file's name: a file may also be a link, which looks alike.
+fn pins(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(pins(&entry.path())?);
+        } else if entry.file_name().to_str().is_some_and(|name| names::ALL.contains(&name)) {
+            found.push(entry.path());
         }
     }
     Ok(found)
@@ -65,7 +94,7 @@ pub fn programs(cluster: &Cluster, node: usize) -> Result<Vec<String>> {
             for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
                 let (_, programs) = SchedClassifier::query_tcx(interface, hook)
                     .with_context(|| format!("asking for the programs of {interface}"))?;
-                let name = |program: &aya::programs::ProgramInfo| {
+                let name = |program: &ProgramInfo| {
                     format!("program {} on {interface} ({hook:?})", program.name_as_str().unwrap_or("?"))
                 };
                 found.extend(programs.iter().map(name));

@@ -23,8 +23,8 @@ pub fn uninstall(cluster: &Cluster, note: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Fails if anything is left on a node, in the kernel (that was not there `before` the cluster), or in the API.
-pub fn nothing_left(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> {
+/// Fails if anything is left on a node, in the kernel (of what was [`leftovers::loaded`]), or in the API.
+pub fn nothing_left(cluster: &Cluster, loaded: &BTreeSet<String>) -> Result<()> {
     let mut left = Vec::new();
     eventually("nothing of Portcullis to be left", || {
         left.clear();
@@ -32,10 +32,7 @@ pub fn nothing_left(cluster: &Cluster, before: &BTreeSet<String>) -> Result<()> 
             let there = leftovers::on_node(cluster, i).unwrap_or_else(|error| vec![format!("{error:#}")]);
             left.extend(there.into_iter().map(|thing| format!("node{i}: {thing}")));
         }
-        match leftovers::loaded() {
-            Ok(loaded) => left.extend(loaded.difference(before).cloned()),
-            Err(error) => left.push(format!("{error:#}")),
-        }
+        left.extend(leftovers::still_loaded(loaded));
         left.is_empty()
     })
     .with_context(|| format!("left: {left:?}"))?;

@@ -78,7 +78,7 @@ pub struct Scene {
     pub db: [LivePod; 2],
     pub api: [LivePod; 2],
     pub intruder: [LivePod; 2],
-    /// What was in the kernel before the cluster was, of other clusters.
+    /// What the first agents loaded into the kernel.
     pub loaded: BTreeSet<String>,
     servers: Vec<Echo>,
 }
@@ -95,7 +95,6 @@ pub fn pod(account: &str, name: &str, node: usize, more: &str) -> String {
 impl Scene {
     /// Starts everything, in mode Enforce.
     pub fn up(note: &impl Fn(&str)) -> Result<Self> {
-        let loaded = leftovers::loaded()?;
         let cluster = Cluster::up(&Options { images: vec![installed::image()?], ..Options::default() })?;
         note("the cluster is up");
         installed::install(&cluster)?;
@@ -134,6 +133,7 @@ impl Scene {
             Wanted { policies: ["db", "kept-in", "right", "web"].map(policy).into(), pods: pods.collect() };
         installed::wait_programmed(&cluster, &wanted)?;
         note("the policies are programmed");
+        let loaded = leftovers::loaded(&cluster)?;
         Ok(Self { cluster, db, api, intruder, loaded, servers })
     }
 

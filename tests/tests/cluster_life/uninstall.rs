@@ -18,15 +18,17 @@ pub fn leaves_nothing(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
             ensure!(there.iter().any(|thing| thing.contains(kind)), "node{i} has no {kind}: {there:?}");
         }
     }
-    let loaded = leftovers::loaded()?;
+    let mut loaded = leftovers::loaded(cluster)?;
     ensure!(
-        ["program from_pod", "map IPCACHE4", "map flows4"]
+        ["program from_pod", "program to_pod", "map IPCACHE4", "map FLOWS4"]
             .iter()
-            .all(|what| loaded.difference(&scene.loaded).any(|thing| thing.starts_with(what))),
+            .all(|what| loaded.iter().any(|thing| thing.starts_with(what))),
         "not all of what is loaded is found: {loaded:?}"
     );
+    ensure!(leftovers::still_loaded(&loaded) == loaded, "what is loaded is not seen to be");
+    loaded.extend(scene.loaded.iter().cloned());
     uninstall::uninstall(cluster, note)?;
-    uninstall::nothing_left(cluster, &scene.loaded)?;
+    uninstall::nothing_left(cluster, &loaded)?;
     for (from, to) in [
         (&scene.intruder[0], scene.db[0].v4(PORT)),
         (&scene.intruder[0], scene.db[1].v6(PORT)),

@@ -36,7 +36,6 @@ const NAMESPACES: [&str; 7] =
 fn routed_pods_and_iptables() -> Result<()> {
     privileged_test(|| {
         let clock = Clock::start();
-        let loaded = leftovers::loaded()?;
         let cluster = up(Pods::Routed, Proxy::Iptables)?;
         clock.note("the cluster is up");
         // As a person installs it.
@@ -46,6 +45,7 @@ fn routed_pods_and_iptables() -> Result<()> {
         )?;
         clock.note("Portcullis is installed from deploy/portcullis.yaml");
         let world = start(&cluster, &clock)?;
+        let loaded = leftovers::loaded(&cluster)?;
 
         installed::wait_for_mode(&cluster, "Audit").context("deploy/portcullis.yaml comes in Audit mode")?;
         try_all(&cluster, &clock, "in Audit mode", &shop::reach(&world, true)?)?;
@@ -63,7 +63,7 @@ fn routed_pods_and_iptables() -> Result<()> {
         enforced(&cluster, &clock, &world)?;
         truth::replay(&cluster, &clock)?;
         other_proxy(&cluster, &clock, &world, Proxy::Nftables)?;
-        uninstall::from_audit(&cluster, &clock, &loaded)?;
+        uninstall::from_audit(&cluster, &clock, loaded)?;
         cluster.down()?;
         clock.note("the cluster is down");
         Ok(())

@@ -16,7 +16,7 @@ use crate::shop::SHOP;
 const ECHO: u16 = 5433;
 
 /// No connection is lost that a policy would deny, old or new, by one node or two, until nothing is left.
-pub fn from_audit(cluster: &Cluster, clock: &Clock, before: &BTreeSet<String>) -> Result<()> {
+pub fn from_audit(cluster: &Cluster, clock: &Clock, mut loaded: BTreeSet<String>) -> Result<()> {
     let attach = ["set", "env", "daemonset/portcullis", "PORTCULLIS_ATTACH=clsact"];
     cluster.kubectl(["--namespace", NAMESPACE].iter().chain(&attach))?;
     cluster.wait_rollout(NAMESPACE, "daemonset/portcullis")?;
@@ -50,8 +50,9 @@ pub fn from_audit(cluster: &Cluster, clock: &Clock, before: &BTreeSet<String>) -
     let watch = Watch::start(lines)?;
     let now = audit::count(cluster, "intruder", "audit")?;
     ensure!(now > audited, "the policies would let the intruders in: {audited} audited before, {now} now");
+    loaded.extend(leftovers::loaded(cluster)?);
     uninstall::uninstall(cluster, &|what| clock.note(what))?;
-    uninstall::nothing_left(cluster, before)?;
+    uninstall::nothing_left(cluster, &loaded)?;
     let sum = watch.finish().context("while it was taken off in Audit mode")?;
     clock.note(&format!("nothing is left; what was audited went on: {sum}"));
     Ok(())
