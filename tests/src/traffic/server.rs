@@ -66,6 +66,8 @@ pub fn tcp_echo(at: SocketAddr) -> Result<Echo> {
                 if let Ok((stream, _)) = listener.accept() {
                     shared.connections.fetch_add(1, Ordering::SeqCst);
                     let shared = Arc::clone(&shared);
+                    // A thread that has ended keeps its stack until it is joined or forgotten.
+                    connections.retain(|connection: &JoinHandle<_>| !connection.is_finished());
                     connections.push(thread::spawn(move || serve(stream, &shared)));
                 } else {
                     thread::sleep(LOOK / 10);

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
+use portcullis_tests::cluster::teardown::sweep;
 use portcullis_tests::privileged::{TEARDOWN, describe, leftovers};
 use portcullis_tests::residue::Snapshot;
 
@@ -75,6 +76,10 @@ impl<'a> Runner<'a> {
         if !left.is_empty() {
             self.screen.line(&test.title(), &format!("FAILED: {}", describe(&left)));
             tally += Tally::one(false);
+            // What a test that died left running takes memory and processors from the tests to come.
+            for name in sweep()? {
+                self.screen.line(&test.title(), &format!("note: removed the cluster {}", name.as_str()));
+            }
         }
         Ok(tally)
     }
