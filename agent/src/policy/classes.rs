@@ -31,6 +31,18 @@ pub struct PeerClass {
 }
 
 impl PeerClass {
+    /// That of an address in these blocks that is no pod's: no selector is about it. Neither is a block about the address
+    /// of a service.
+    pub fn without_pod(kind: Kind, blocks: Arc<[u32]>) -> Self {
+        Self {
+            kind,
+            principal: kind.principal(),
+            selectors: Arc::default(),
+            blocks: if kind == Kind::Service { Arc::default() } else { blocks },
+            ports: Arc::default(),
+        }
+    }
+
     /// What rules can see of it.
     pub fn view(&self) -> PeerView<'_> {
         PeerView { kind: self.kind, selectors: &self.selectors, blocks: &self.blocks, ports: &self.ports }
@@ -107,13 +119,7 @@ impl PeerClasses {
     /// every address is, so `0.0.0.0/0` matches it and `::/0` does too.
     pub fn new(linked: &Linked, families: &Arc<[u32]>) -> Self {
         let mut classes = Self::default();
-        let unknown = PeerClass {
-            kind: Kind::World,
-            principal: Kind::World.principal(),
-            selectors: Arc::default(),
-            blocks: families.clone(),
-            ports: Arc::default(),
-        };
+        let unknown = PeerClass::without_pod(Kind::World, families.clone());
         let definition = definition(linked, &unknown, Kind::World.name());
         let id = classes.add(Arc::new(unknown), PEER_UNKNOWN, definition);
         classes.take(id, false);

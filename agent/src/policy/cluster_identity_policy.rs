@@ -11,7 +11,7 @@ use super::desired::Problem;
 use super::ir::{Action, Policy, PolicyKind, PolicyName, Report, Rule, Section, Tier};
 use super::rules::{NO_NAMESPACES, Unclear, Written, mode, read_accounts, read_rule, read_selector, unclear};
 use super::selector::{Accounts, Namespaces, PodSelector, Selector};
-use crate::api::{ClusterAction, ClusterSubject, PolicyTier};
+use crate::api::{ClusterSubject, PolicyTier};
 use crate::model::ClusterIdentityPolicy;
 
 /// Before every priority that can be written.
@@ -47,24 +47,14 @@ pub fn translate(written: &ClusterIdentityPolicy, problems: &mut Vec<Problem>) -
         }
         Section { isolation: None, rules }
     };
-    let ingress = spec.ingress.as_ref().map(|ingress| {
-        let rules = ingress.rules.iter().map(|rule| Written {
-            name: rule.name.as_deref(),
-            action: action(rule.action),
-            peers: &rule.from,
-            protocols: rule.protocols.as_deref(),
-        });
-        section(Direction::Ingress, rules.collect())
-    });
-    let egress = spec.egress.as_ref().map(|egress| {
-        let rules = egress.rules.iter().map(|rule| Written {
-            name: rule.name.as_deref(),
-            action: action(rule.action),
-            peers: &rule.to,
-            protocols: rule.protocols.as_deref(),
-        });
-        section(Direction::Egress, rules.collect())
-    });
+    let ingress = spec
+        .ingress
+        .as_ref()
+        .map(|ingress| section(Direction::Ingress, ingress.rules.iter().map(Written::from).collect()));
+    let egress = spec
+        .egress
+        .as_ref()
+        .map(|egress| section(Direction::Egress, egress.rules.iter().map(Written::from).collect()));
     Policy { name, tier, priority, mode: mode(spec.mode), subject, ingress, egress }
 }
 
@@ -108,12 +98,4 @@ fn read_subject(written: &ClusterSubject) -> Result<PodSelector, Unclear> {
         labels: Selector::default(),
         accounts: accounts.map_err(|(field, what)| unclear(format!("serviceAccounts.{field}"), what))?,
     })
-}
-
-const fn action(written: ClusterAction) -> Action {
-    match written {
-        ClusterAction::Accept => Action::Accept,
-        ClusterAction::Deny => Action::Deny,
-        ClusterAction::Pass => Action::Pass,
-    }
 }

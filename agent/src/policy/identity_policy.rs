@@ -6,7 +6,6 @@ use super::desired::Problem;
 use super::ir::{Action, Policy, PolicyKind, PolicyName, Report, Rule, Section, Tier};
 use super::rules::{Written, mode, read_accounts, read_rule};
 use super::selector::PodSelector;
-use crate::api;
 use crate::model::IdentityPolicy;
 
 /// Translates a policy.
@@ -33,29 +32,10 @@ pub fn translate(written: &IdentityPolicy, problems: &mut Vec<Problem>) -> Polic
         Section { isolation: isolates.then(|| format!("{name} {direction} (isolation)")), rules }
     };
     let ingress = spec.ingress.as_ref().map(|ingress| {
-        let rules = ingress.rules.iter().map(|rule| Written {
-            name: rule.name.as_deref(),
-            action: action(rule.action),
-            peers: &rule.from,
-            protocols: rule.protocols.as_deref(),
-        });
-        section(Direction::Ingress, ingress.isolate, rules.collect())
+        section(Direction::Ingress, ingress.isolate, ingress.rules.iter().map(Written::from).collect())
     });
     let egress = spec.egress.as_ref().map(|egress| {
-        let rules = egress.rules.iter().map(|rule| Written {
-            name: rule.name.as_deref(),
-            action: action(rule.action),
-            peers: &rule.to,
-            protocols: rule.protocols.as_deref(),
-        });
-        section(Direction::Egress, egress.isolate, rules.collect())
+        section(Direction::Egress, egress.isolate, egress.rules.iter().map(Written::from).collect())
     });
     Policy { name, tier: Tier::Namespace, priority: 0, mode: mode(spec.mode), subject, ingress, egress }
-}
-
-const fn action(written: api::Action) -> Action {
-    match written {
-        api::Action::Accept => Action::Accept,
-        api::Action::Deny => Action::Deny,
-    }
 }

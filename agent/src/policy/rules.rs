@@ -38,6 +38,43 @@ pub struct Written<'a> {
     pub protocols: Option<&'a [ProtocolMatch]>,
 }
 
+/// A rule as it is written, by its type and the field with its peers.
+macro_rules! written {
+    ($($rule:ident: $peers:ident),* $(,)?) => {$(
+        impl<'a> From<&'a api::$rule> for Written<'a> {
+            fn from(rule: &'a api::$rule) -> Self {
+                Self {
+                    name: rule.name.as_deref(),
+                    action: rule.action.into(),
+                    peers: &rule.$peers,
+                    protocols: rule.protocols.as_deref(),
+                }
+            }
+        }
+    )*};
+}
+
+written!(IngressRule: from, EgressRule: to, ClusterIngressRule: from, ClusterEgressRule: to);
+
+impl From<api::Action> for Action {
+    fn from(written: api::Action) -> Self {
+        match written {
+            api::Action::Accept => Self::Accept,
+            api::Action::Deny => Self::Deny,
+        }
+    }
+}
+
+impl From<api::ClusterAction> for Action {
+    fn from(written: api::ClusterAction) -> Self {
+        match written {
+            api::ClusterAction::Accept => Self::Accept,
+            api::ClusterAction::Deny => Self::Deny,
+            api::ClusterAction::Pass => Self::Pass,
+        }
+    }
+}
+
 /// A field that is not understood, and why.
 pub fn unclear(field: impl Into<String>, what: impl Into<String>) -> Unclear {
     (field.into(), what.into())

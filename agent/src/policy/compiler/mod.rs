@@ -179,14 +179,7 @@ impl Compiler {
                 (_, true) => Kind::Unmanaged,
                 _ => Kind::World,
             };
-            let blocks = if kind == Kind::Service { Arc::default() } else { Arc::clone(&region.blocks) };
-            let class = PeerClass {
-                kind,
-                principal: kind.principal(),
-                selectors: Arc::default(),
-                blocks,
-                ports: Arc::default(),
-            };
+            let class = PeerClass::without_pod(kind, Arc::clone(&region.blocks));
             let id = self.peers.acquire(&self.linked, class, false, kind.name(), numbers);
             let number = self.peers.get(id).map_or(0, |peer| peer.number);
             self.desired.cidrs.insert(prefix, Identity::new(kind.principal(), number, kind));
@@ -293,15 +286,7 @@ impl Compiler {
                     Holder::Service { borrowed } => (Kind::Service, borrowed),
                     Holder::Pod(_) => return None,
                 };
-                // No selector and no block is about a service's address.
-                let blocks = if kind == Kind::Service { Arc::default() } else { self.blocks(address) };
-                let class = PeerClass {
-                    kind,
-                    principal: kind.principal(),
-                    selectors: Arc::default(),
-                    blocks,
-                    ports: Arc::default(),
-                };
+                let class = PeerClass::without_pod(kind, self.blocks(address));
                 let record = Record { peer: 0, subject: None, group: None, local: false, borrowed };
                 (record, class, kind.name())
             }
