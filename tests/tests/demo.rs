@@ -7,11 +7,12 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::{agent, privileged_test};
 
-/// The demo with the agent that is tested; `cargo xtask` lies beside it.
+/// The demo with the agent that is tested.
 fn demo(args: &[&str]) -> Result<Command> {
-    let agent = agent::binary()?;
-    let mut command = Command::new(agent.with_file_name("xtask"));
-    command.args(["demo", "--binary"]).arg(agent).args(args).stdin(Stdio::null());
+    let xtask = std::env::var_os("PORTCULLIS_XTASK");
+    let xtask = xtask.context("PORTCULLIS_XTASK is not set: run this by `cargo xtask test`")?;
+    let mut command = Command::new(xtask);
+    command.args(["demo", "--binary"]).arg(agent::binary()?).args(args).stdin(Stdio::null());
     Ok(command)
 }
 

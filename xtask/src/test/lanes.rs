@@ -5,12 +5,13 @@
 //! behind has one author.
 
 use std::ffi::OsStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cargo::Executable;
 
 /// Programs that start real clusters, a lane each row, in this order. The image takes two minutes to build: the lane that
-/// begins with a program that needs it builds it, while the other one does what needs none.
-const CLUSTERS: [&[&str]; 2] = [&["cluster_life"], &["cluster_tool", "cluster_reach", "examples"]];
+/// begins with a program that needs it builds it, while the next one does what needs none.
+const CLUSTERS: [&[&str]; 3] = [&["cluster_life"], &["cluster_tool", "cluster_reach", "examples"], &[]];
 
 /// Tests of the product as it is installed: they need the container image.
 const WITH_IMAGE: [&str; 3] = ["examples", "cluster_reach", "cluster_life"];
@@ -25,20 +26,34 @@ pub fn is_privileged(test: &Executable) -> bool {
     test.kind == "test" && test.package.file_name() == Some(OsStr::new("tests"))
 }
 
-/// The programs of each lane.
-pub fn of(mut tests: Vec<Executable>) -> Vec<Vec<Executable>> {
+/// Programs that any lane may run.
+#[derive(Debug)]
+pub struct Shared {
+    tests: Vec<Executable>,
+    next: AtomicUsize,
+}
+
+impl Shared {
+    /// Those that nobody has taken yet, one at a time.
+    pub fn left(&self) -> impl Iterator<Item = &Executable> {
+        std::iter::from_fn(|| self.tests.get(self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+/// The programs of each lane's own, and those that a lane takes when it has done them.
+pub fn of(mut tests: Vec<Executable>) -> (Vec<Vec<Executable>>, Shared) {
+    let place = |names: &[&str], test: &Executable| {
+        names.iter().position(|name| is_privileged(test) && *name == test.target)
+    };
+    let own = |names: &&[&str]| {
+        let mut lane: Vec<Executable> = tests.extract_if(.., |test| place(names, test).is_some()).collect();
+        lane.sort_by_key(|test| place(names, test));
+        lane
+    };
+    let lanes = CLUSTERS.iter().map(own).collect();
     // Unit tests first: they are quick, and what they find explains what fails later.
     tests.sort_by_key(|found| (is_privileged(found), found.package.clone(), found.target.clone()));
-    let mut lanes = Vec::new();
-    for names in CLUSTERS {
-        let place =
-            |test: &Executable| names.iter().position(|name| is_privileged(test) && *name == test.target);
-        let mut lane: Vec<Executable> = tests.extract_if(.., |test| place(test).is_some()).collect();
-        lane.sort_by_key(place);
-        lanes.push(lane);
-    }
-    lanes.push(tests);
-    lanes
+    (lanes, Shared { tests, next: AtomicUsize::new(0) })
 }
 
 #[cfg(test)]
@@ -66,17 +81,18 @@ mod tests {
             test("/r/agent", "test", "examples"),
             test("/r/xtask", "bin", "xtask"),
         ];
-        let lanes = of(tests);
-        let names: Vec<Vec<&str>> =
-            lanes.iter().map(|lane| lane.iter().map(|test| test.target.as_str()).collect()).collect();
-        assert_eq!(
-            names,
-            [
-                vec!["cluster_life"],
-                vec!["cluster_tool", "cluster_reach", "examples"],
-                vec!["examples", "xtask", "packets"]
-            ]
-        );
-        assert!(needs_image(&lanes[0][0]) && !needs_image(&lanes[2][0]));
+        let (lanes, shared) = of(tests);
+        let names =
+            |tests: &[&Executable]| -> Vec<String> { tests.iter().map(|test| test.target.clone()).collect() };
+        let lanes: Vec<Vec<&Executable>> = lanes.iter().map(|lane| lane.iter().collect()).collect();
+        assert_eq!(names(&lanes[0]), ["cluster_life"]);
+        assert_eq!(names(&lanes[1]), ["cluster_tool", "cluster_reach", "examples"]);
+        assert_eq!(names(&lanes[2]), [""; 0]);
+        assert!(needs_image(lanes[0][0]) && !needs_image(lanes[1][0]));
+        // Each is given out once.
+        assert_eq!(shared.left().next().map(|test| test.target.as_str()), Some("examples"));
+        let left: Vec<&Executable> = shared.left().collect();
+        assert_eq!(names(&left), ["xtask", "packets"]);
+        assert_eq!(shared.left().count(), 0);
     }
 }

@@ -76,15 +76,13 @@ pub fn all(name: Option<&str>) -> Tally {
 fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
     crate::setup::ensure_ready(crate::setup::Purpose::Test)?;
     require_privileges()?;
-    // The same packages in both commands, so that nothing is compiled twice with different features.
-    let mut tests = cargo::executables(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;
-    tests.retain(|found| found.test);
-    let built = cargo::executables(["build", "--workspace", "--bins"])?;
-    // The build may just have replaced the file that runs here, so the path of this process says nothing.
+    // Once: a second command that builds less has other features, and compiles the agent once more.
+    let built = cargo::executables(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;
     let programs = program::Programs {
         agent: cargo::program(&built, "portcullis")?,
-        xtask: cargo::program(&built, "xtask")?,
+        xtask: std::env::current_exe().context("the path of this program")?,
     };
+    let tests: Vec<_> = built.into_iter().filter(|found| found.test).collect();
     // A cluster runs on without the test that made it, and takes memory and processors from the tests to come.
     for name in sweep()? {
         println!("note: an earlier run was cut off and left a cluster; removed: {}", name.as_str());
@@ -93,15 +91,11 @@ fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
         println!("note: an earlier run was cut off and left behind: {thing}");
     }
     let runner = Runner::new(programs, name);
+    let (lanes, shared) = lanes::of(tests);
     thread::scope(|scope| {
-        let lanes: Vec<_> = lanes::of(tests)
-            .into_iter()
-            .map(|lane| {
-                let runner = &runner;
-                scope.spawn(move || runner.lane(&lane))
-            })
-            .collect();
-        for lane in lanes {
+        let running: Vec<_> =
+            lanes.iter().map(|own| scope.spawn(|| runner.lane(own.iter().chain(shared.left())))).collect();
+        for lane in running {
             *sum += lane.join().unwrap_or(Tally::one(false));
         }
     });

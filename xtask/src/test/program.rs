@@ -20,7 +20,7 @@ use crate::tally::Tally;
 pub struct Programs {
     /// The agent.
     pub agent: PathBuf,
-    /// This program, as it was built for the tests.
+    /// This program.
     pub xtask: PathBuf,
 }
 
@@ -41,7 +41,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs these programs one after the other; what keeps one from running is a failure, and the others run.
-    pub fn lane(&self, tests: &[Executable]) -> Tally {
+    pub fn lane<'t>(&self, tests: impl Iterator<Item = &'t Executable>) -> Tally {
         let mut sum = Tally::default();
         for test in tests {
             sum += self.program(test).unwrap_or_else(|error| {
