@@ -7,6 +7,7 @@ mod bindings;
 mod coverage;
 mod denials;
 mod owner;
+mod recall;
 mod report;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use crate::state::State;
 use crate::status_writer::{self, StatusWriter, Verdicts, WriterState};
 use bindings::Bindings;
 use owner::Owner;
+use recall::Recall;
 
 /// How often attachment is compared and what was retired is deleted; what failed is tried again no sooner.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -86,9 +88,16 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
     denials.name(Arc::new(earlier.state().clone()));
     metrics.set_state(Arc::new(earlier.state().clone()));
+    let (lost_sender, mut lost) = recall::queue();
     let reader = {
         let denials = denials.clone();
-        tokio::spawn(async move { events.run(|records| denials.take(records)).await })
+        tokio::spawn(async move {
+            let handle = |records: &[bytes::Bytes]| {
+                recall::take(records, &lost_sender);
+                denials.take(records)
+            };
+            events.run(handle).await
+        })
     };
 
     let mut owner = Owner::new(
@@ -126,6 +135,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         warned: None,
         seen: None,
         retry: Retry::default(),
+        recall: Recall::default(),
     };
     loop {
         heartbeat.beat();
@@ -150,6 +160,13 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
             result = cached.changed() => {
                 result.context("the thread of the CNI cache ended")?;
                 owner.take_cache(cached.borrow_and_update().clone());
+            }
+            Some(packet) = lost.recv() => {
+                agent.recall.answer(&mut owner, packet);
+                while let Ok(packet) = lost.try_recv() {
+                    agent.recall.answer(&mut owner, packet);
+                }
+                continue;
             }
             _ = housekeeping.tick() => changed = agent.keep_house(&mut owner),
             _ = terminate.recv() => break,
@@ -278,6 +295,7 @@ struct Agent<'a> {
     /// What the kernel was like when readiness was judged last.
     seen: Option<Seen>,
     retry: Retry,
+    recall: Recall,
 }
 
 /// The conditions in the status of our policies.
@@ -400,6 +418,7 @@ impl Agent<'_> {
                     self.metrics.observe_attach(waited);
                 }
                 if applied.writes > 0 {
+                    self.recall.forget();
                     info!(
                         writes = applied.writes,
                         judged_again = applied.revised,

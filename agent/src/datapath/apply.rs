@@ -88,6 +88,10 @@ impl Datapath {
             applied.revised = true;
         }
         self.retire_subjects(desired, scope, applied);
+        if self.seeding {
+            self.seed();
+            self.seeding = false;
+        }
         self.attach_all(endpoints, &removed, applied);
         Ok(())
     }
