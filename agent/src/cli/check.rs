@@ -278,7 +278,7 @@ fn conntrack(there: bool) -> Finding {
     }
     Finding::warn(
         "conntrack",
-        "connection tracking is not loaded: connections that are open when the agent first attaches cannot be looked up",
+        "connection tracking is not loaded: TCP connections that are open when the agent first attaches are cut",
         "modprobe nf_conntrack before the first start, or expect them to be opened anew",
     )
 }

@@ -33,11 +33,11 @@ impl<'a> Known<'a> {
     fn new(datapath: &'a Datapath) -> Self {
         let mut endpoints: HashMap<IpAddr, Vec<u32>> = HashMap::new();
         // Those that the API has given an address to come first.
-        for claimed in [false, true] {
+        for unknown in [false, true] {
             let wanted = datapath
                 .slots
                 .written()
-                .filter(|endpoint| claimed == (endpoint.flags & endpoint_flags::KNOWN == 0));
+                .filter(|endpoint| unknown == (endpoint.flags & endpoint_flags::KNOWN == 0));
             for endpoint in wanted {
                 let v4 = endpoint.addr4_be.iter().map(|a| IpAddr::from(a.to_ne_bytes()));
                 let v6 = endpoint.addr6.iter().map(|a| IpAddr::from(a.to_bytes()));
@@ -69,13 +69,12 @@ struct Seeds {
 impl Datapath {
     /// Gives the endpoints whose flow tables are new the flows of the connections that are open now. For the time before
     /// their programs are attached: afterwards [`Self::recall`] is asked for single ones.
-    pub(super) fn seed(&mut self) {
-        let fresh = self.slots.take_fresh();
+    pub(super) fn seed(&mut self, fresh: &HashSet<u32>) {
         if fresh.is_empty() || !self.may_judge() {
             return;
         }
         let until = Instant::now() + SEED_TIME;
-        let Seeds { views, mut cut } = match find_seeds(&Known::new(self), &fresh, until) {
+        let Seeds { views, mut cut } = match find_seeds(&Known::new(self), fresh, until) {
             Ok(seeds) => seeds,
             Err(error) if error.is_absence() => {
                 info!(%error, "the kernel tracks no connections: what is open has to be opened again");
@@ -98,7 +97,7 @@ impl Datapath {
                 Err(error) => debug!(%error, "an open connection was not judged"),
             }
         }
-        info!(judged, allowed, "connections that were open before have been judged");
+        info!(judged, allowed, "connections that were open before have been judged, at each of their ends here");
         if cut {
             warn!(
                 connections = SEED_CONNECTIONS,
