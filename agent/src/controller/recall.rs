@@ -24,8 +24,9 @@ use crate::datapath::decode_event;
 const QUESTIONS_PER_SECOND: u32 = 500;
 /// For how long the same is not asked again where the connection may not go on, or is not known.
 const REFUSED: Duration = Duration::from_secs(5);
-/// As [`REFUSED`], where it goes on: what was sent before its flow was there is still on its way here.
-const GRANTED: Duration = Duration::from_secs(1);
+/// As [`REFUSED`], where it goes on: what was sent before its flow was there may still be on its way here. Shorter than it
+/// takes TCP to send again, so that a flow that is lost once more is found at once.
+const GRANTED: Duration = Duration::from_millis(100);
 /// Packets that wait to be looked at.
 const QUEUE: usize = 256;
 

@@ -97,7 +97,7 @@ impl Datapath {
                 Err(error) => debug!(%error, "an open connection was not judged"),
             }
         }
-        info!(judged, allowed, "connections that were open before have been judged, at each of their ends here");
+        info!(judged, allowed, "connections that were open before have been judged, at each end here");
         if cut {
             warn!(
                 connections = SEED_CONNECTIONS,
