@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::cli::AgentArgs;
 use crate::cni::CniCache;
-use crate::datapath::{Datapath, Options};
+use crate::datapath::{Datapath, Events, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
 use crate::kubernetes::Contacts;
@@ -89,23 +89,10 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     denials.name(Arc::new(earlier.state().clone()));
     metrics.set_state(Arc::new(earlier.state().clone()));
     let (lost_sender, mut lost) = recall::queue();
-    let reader = {
-        let denials = denials.clone();
-        tokio::spawn(async move {
-            let handle = |records: &[bytes::Bytes]| {
-                recall::take(records, &lost_sender);
-                denials.take(records)
-            };
-            events.run(handle).await
-        })
-    };
+    let reader = read_events(events, denials.clone(), lost_sender);
 
     let mut owner = Owner::new(
-        World {
-            settings: settings(args)?,
-            mode_before: Mode::from_name(&earlier.state().mode),
-            ..World::default()
-        },
+        empty_world(args, earlier.state())?,
         datapath,
         Numbers::new(args.sizes.subjects_size),
         Bindings::new(args.unknown_endpoint.into(), first_start, endpoints_before),
@@ -162,10 +149,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
                 owner.take_cache(cached.borrow_and_update().clone());
             }
             Some(packet) = lost.recv() => {
-                agent.recall.answer(&mut owner, packet);
-                while let Ok(packet) = lost.try_recv() {
-                    agent.recall.answer(&mut owner, packet);
-                }
+                agent.recall.answer_all(&mut owner, packet, &mut lost);
                 continue;
             }
             _ = housekeeping.tick() => changed = agent.keep_house(&mut owner),
@@ -181,6 +165,21 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     drop(agent);
     reader.abort();
     Ok(())
+}
+
+/// Hands the records of the ring buffer to the log, and packets without a flow to who asks conntrack about them.
+fn read_events(
+    events: Events,
+    denials: denials::Denials,
+    lost: mpsc::Sender<recall::Lost>,
+) -> tokio::task::JoinHandle<std::io::Result<()>> {
+    tokio::spawn(async move {
+        let handle = |records: &[bytes::Bytes]| {
+            recall::take(records, &lost);
+            denials.take(records)
+        };
+        events.run(handle).await
+    })
 }
 
 /// Loads the programs, and adopts what an earlier agent has pinned.
@@ -228,6 +227,11 @@ fn start_source(
         }
         (None, None) => anyhow::bail!("neither a folder nor an API server to read from"),
     }
+}
+
+/// The world before anything is known of it but what an earlier agent left.
+fn empty_world(args: &AgentArgs, earlier: &State) -> anyhow::Result<World> {
+    Ok(World { settings: settings(args)?, mode_before: Mode::from_name(&earlier.mode), ..World::default() })
 }
 
 fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {

@@ -86,8 +86,16 @@ pub struct Recall {
 }
 
 impl Recall {
-    /// Looks at one packet.
-    pub fn answer(&mut self, owner: &mut Owner, lost: Lost) {
+    /// Looks at a packet and at those that wait behind it.
+    pub fn answer_all(&mut self, owner: &mut Owner, first: Lost, queue: &mut mpsc::Receiver<Lost>) {
+        self.answer(owner, first);
+        // No more than that at once: others wait for the owner, too.
+        for lost in std::iter::from_fn(|| queue.try_recv().ok()).take(QUEUE) {
+            self.answer(owner, lost);
+        }
+    }
+
+    fn answer(&mut self, owner: &mut Owner, lost: Lost) {
         let now = Instant::now();
         if !self.may_ask(lost, now) {
             return;

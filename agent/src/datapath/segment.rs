@@ -37,7 +37,7 @@ pub fn frame(source_mac: [u8; 6], source: SocketAddr, destination: SocketAddr, f
     frame.extend(destination.port().to_be_bytes());
     // Sequence and acknowledgement numbers, the header's length in words, flags, window, checksum, urgent pointer.
     frame.extend([0; 8]);
-    frame.extend([TCP_BYTES / 4 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    frame.extend([(TCP_BYTES / 4) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     Some(frame)
 }
 
