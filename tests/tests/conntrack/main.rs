@@ -1,23 +1,24 @@
 //! Connections that are older than their flows: what the kernel's conntrack knows of them is judged, and nothing is guessed
 //! where it knows nothing.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+mod pair;
+mod raw;
+mod scene;
+
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aya::Pod as Plain;
-use aya::maps::{HashMap, Map, MapData};
-use portcullis::datapath::Reader;
-use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_tests::command::run;
-use portcullis_tests::node::{NODE, OUTSIDE};
+use portcullis_tests::node::OUTSIDE;
 use portcullis_tests::packets::flags;
-use portcullis_tests::{
-    Agent, Manifests, Namespace, Network, Node, Pod, PodObject, eventually, privileged_test,
-};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use portcullis_tests::{Agent, Network, PodObject, eventually, privileged_test};
+
+use pair::{Pair, Speaker};
+use raw::Raw;
+use scene::{DB_CLOSED, MASQUERADED, POLICIES, Shop, VIP, both, dropped, forget_flows, outside_at};
 
 /// For what must work, if need be by a retransmission.
 const SOON: Duration = Duration::from_secs(5);
@@ -25,234 +26,6 @@ const SOON: Duration = Duration::from_secs(5);
 const AT_ONCE: Duration = Duration::from_millis(150);
 /// For what must not work: long enough for some retransmissions.
 const NEVER: Duration = Duration::from_millis(1500);
-
-/// Addresses of a service in front of the database; the second one masquerades.
-const VIP: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 96, 0, 1), Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1));
-const MASQUERADED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
-
-/// The database takes connections of the API only. The hermit opens none, and takes any.
-const POLICIES: &str = "
-apiVersion: portcullis.dev/v1alpha1
-kind: IdentityPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  subject: {serviceAccounts: {names: [db]}}
-  ingress:
-    rules:
-    - name: api
-      action: Accept
-      from: [{serviceAccounts: {names: [api]}}]
-      protocols: [{tcp: {destinationPort: {number: 5432}}}]
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: hermit, namespace: elsewhere}
-spec: {podSelector: {matchLabels: {app: hermit}}, policyTypes: [Egress]}
-";
-
-/// The same, and nobody may use the database.
-const DB_CLOSED: &str = "
-apiVersion: portcullis.dev/v1alpha1
-kind: IdentityPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  subject: {serviceAccounts: {names: [db]}}
-  ingress: {rules: []}
-";
-
-/// A node with the pods api, db, intruder and hermit, and the manifests that say so.
-struct Shop {
-    node: Node,
-    manifests: Manifests,
-}
-
-impl Shop {
-    fn new(network: Network) -> Result<Self> {
-        let node = Node::with(network).pods(4).outside().build()?;
-        let manifests = Manifests::new()?;
-        let object = |namespace, name, index: usize| PodObject {
-            namespace,
-            name,
-            account: name,
-            addresses: (node.pods[index].v4, node.pods[index].v6),
-            started: 1,
-        };
-        manifests.pods(
-            "pods.yaml",
-            &[
-                object("shop", "api", 0),
-                object("shop", "db", 1),
-                object("elsewhere", "intruder", 2),
-                object("elsewhere", "hermit", 3),
-            ],
-        )?;
-        manifests.write("policies.yaml", POLICIES)?;
-        Ok(Self { node, manifests })
-    }
-
-    /// With conntrack at work in the node's namespace, and the service in front of the database.
-    fn tracked(network: Network) -> Result<Self> {
-        let shop = Self::new(network)?;
-        let db = &shop.node.pods[1];
-        track(&shop.node.ns)?;
-        let ns = &shop.node.ns;
-        firewall(
-            ns,
-            "iptables",
-            &format!(
-                "-t nat -A PREROUTING -d {}/31 -p tcp --dport 80 -j DNAT --to-destination {}:5432",
-                Ipv4Addr::new(10, 96, 0, 2),
-                db.v4
-            ),
-        )?;
-        firewall(
-            ns,
-            "iptables",
-            &format!(
-                "-t nat -A PREROUTING -d {} -p tcp --dport 80 -j DNAT --to-destination {}:5432",
-                VIP.0, db.v4
-            ),
-        )?;
-        firewall(
-            ns,
-            "iptables",
-            &format!(
-                "-t nat -A POSTROUTING -m conntrack --ctorigdst {MASQUERADED} -j SNAT --to-source {}",
-                NODE.0
-            ),
-        )?;
-        firewall(
-            ns,
-            "ip6tables",
-            &format!(
-                "-t nat -A PREROUTING -d {} -p tcp --dport 80 -j DNAT --to-destination [{}]:5432",
-                VIP.1, db.v6
-            ),
-        )?;
-        Ok(shop)
-    }
-
-    fn pods(&self) -> [&Pod; 4] {
-        [0, 1, 2, 3].map(|index| &self.node.pods[index])
-    }
-
-    fn outside(&self) -> Result<&Namespace> {
-        self.node.outside.as_ref().context("an outside")
-    }
-
-    fn agent<'a>(&'a self, args: &[&str]) -> Result<Agent<'a>> {
-        Agent::on(&self.node.ns).manifests(self.manifests.path()).args(args.iter().copied()).start()
-    }
-}
-
-/// Conntrack works in a namespace once a rule asks for its result.
-fn track(ns: &Namespace) -> Result<()> {
-    for tool in ["iptables", "ip6tables"] {
-        firewall(ns, tool, "-A FORWARD -m conntrack --ctstate INVALID -j DROP")?;
-        firewall(ns, tool, "-A OUTPUT -m conntrack --ctstate INVALID -j DROP")?;
-    }
-    Ok(())
-}
-
-fn firewall(ns: &Namespace, tool: &str, rule: &str) -> Result<()> {
-    run(&mut ns.command(tool, ["-w"].into_iter().chain(rule.split_whitespace()))).map(drop)
-}
-
-/// Both ends of a TCP connection.
-struct Pair {
-    client: TcpStream,
-    server: TcpStream,
-    what: String,
-}
-
-/// Who speaks.
-#[derive(Clone, Copy, Debug)]
-enum Speaker {
-    Client,
-    Server,
-}
-
-impl Pair {
-    /// Opens a connection to an address that leads to `listen` in the server's namespace.
-    fn open(client: &Namespace, to: SocketAddr, server: &Namespace, listen: SocketAddr) -> Result<Self> {
-        let what = format!("from {} to {to}", client.label());
-        let listener = server.run(|| Ok(TcpListener::bind(listen)?))?;
-        let client = client
-            .run(|| Ok(TcpStream::connect_timeout(&to, SOON)?))
-            .with_context(|| format!("opening a connection {what}"))?;
-        let (server, _) = listener.accept()?;
-        let mut pair = Self { client, server, what };
-        pair.talk(SOON)?;
-        Ok(pair)
-    }
-
-    /// One byte, by whoever speaks.
-    fn say(&mut self, speaker: Speaker, deadline: Duration) -> Result<()> {
-        let (from, to) = match speaker {
-            Speaker::Client => (&mut self.client, &mut self.server),
-            Speaker::Server => (&mut self.server, &mut self.client),
-        };
-        let said = (|| {
-            from.write_all(b"x")?;
-            to.set_read_timeout(Some(deadline))?;
-            to.read_exact(&mut [0])
-        })();
-        said.with_context(|| format!("the {speaker:?} of the connection {}", self.what))
-    }
-
-    /// One byte each way.
-    fn talk(&mut self, deadline: Duration) -> Result<()> {
-        self.say(Speaker::Client, deadline)?;
-        self.say(Speaker::Server, deadline)
-    }
-
-    /// That nothing gets through, whoever speaks.
-    fn is_cut(&mut self) -> Result<()> {
-        for speaker in [Speaker::Client, Speaker::Server] {
-            ensure!(self.say(speaker, NEVER).is_err(), "{speaker:?} got through: {}", self.what);
-        }
-        Ok(())
-    }
-}
-
-fn both(pod: &Pod, port: u16) -> [SocketAddr; 2] {
-    [SocketAddr::new(pod.v4.into(), port), SocketAddr::new(pod.v6.into(), port)]
-}
-
-fn outside_at(port: u16) -> [SocketAddr; 2] {
-    [SocketAddr::new(OUTSIDE.0.into(), port), SocketAddr::new(OUTSIDE.1.into(), port)]
-}
-
-/// Packets dropped for a reason.
-fn dropped(agent: &Agent<'_>, reason: &str) -> Result<u64> {
-    let (_, text) = agent.get("/metrics")?;
-    let label = format!("reason=\"{reason}\"");
-    let lines = text.lines().filter(|l| l.starts_with("portcullis_drops_total{") && l.contains(&label));
-    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
-}
-
-/// Takes every flow out of the pinned tables, as if newer ones had pushed them out.
-fn forget_flows(agent: &Agent<'_>, pod: &Pod) -> Result<()> {
-    let local_be = u32::from_ne_bytes(pod.v4.octets());
-    let found = Reader::open(agent.bpffs())?.endpoints()?;
-    let slot =
-        found.iter().find(|(_, endpoint)| endpoint.addr4_be.contains(&local_be)).map(|(slot, _)| *slot);
-    let slot = slot.with_context(|| format!("no endpoint has {}", pod.v4))?;
-    let folder = agent.bpffs().join(format!("v{}", portcullis_common::abi::ABI)).join("flows");
-    let forgotten = forget::<FlowKey4>(&folder.join(format!("{slot}-4")))?
-        + forget::<FlowKey6>(&folder.join(format!("{slot}-6")))?;
-    ensure!(forgotten > 0, "there was no flow to forget at {}", pod.veth);
-    Ok(())
-}
-
-fn forget<K: Plain>(pin: &std::path::Path) -> Result<usize> {
-    let mut table: HashMap<MapData, K, Flow> = Map::LruHashMap(MapData::from_pin(pin)?).try_into()?;
-    let keys: Vec<K> = table.keys().collect::<Result<_, _>>()?;
-    for key in &keys {
-        table.remove(key)?;
-    }
-    Ok(keys.len())
-}
 
 #[test]
 fn permitted_connections_that_were_open_before_the_first_start_live_on_and_forbidden_ones_are_cut()
@@ -484,54 +257,6 @@ fn a_pod_that_came_while_the_agent_was_dead_keeps_its_permitted_connections() ->
         }
         Ok(())
     })
-}
-
-/// Sends segments as they are told to be, and sees those that come from a port.
-struct Raw {
-    socket: Socket,
-    local: Ipv4Addr,
-}
-
-impl Raw {
-    fn new(ns: &Namespace, local: Ipv4Addr) -> Result<Self> {
-        // The kernel knows nothing of these connections, and would end them.
-        firewall(ns, "iptables", "-A OUTPUT -p tcp --tcp-flags RST RST -j DROP")?;
-        let socket = ns.run(|| Ok(Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP))?))?;
-        Ok(Self { socket, local })
-    }
-
-    fn send(&self, from: u16, to: (Ipv4Addr, u16), flags: u8) -> Result<()> {
-        let mut segment = [0_u8; 20];
-        segment[0..2].copy_from_slice(&from.to_be_bytes());
-        segment[2..4].copy_from_slice(&to.1.to_be_bytes());
-        segment[4..8].copy_from_slice(&1000_u32.to_be_bytes());
-        segment[8..12].copy_from_slice(&2000_u32.to_be_bytes());
-        segment[12..16].copy_from_slice(&[5 << 4, flags, 0xff, 0xff]);
-        // Conntrack takes no segment with a wrong checksum.
-        let pseudo = [&self.local.octets()[..], &to.0.octets(), &[0, 6, 0, 20], &segment].concat();
-        let words = pseudo.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-        let sum: u32 = words.sum();
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = !u16::try_from((sum & 0xffff) + (sum >> 16))?;
-        segment[16..18].copy_from_slice(&sum.to_be_bytes());
-        self.socket.send_to(&segment, &SockAddr::from(SocketAddr::new(to.0.into(), 0)))?;
-        Ok(())
-    }
-
-    /// Whether a segment between these ports comes in time.
-    fn sees(&self, from: u16, to: u16, deadline: Duration) -> Result<bool> {
-        let until = Instant::now() + deadline;
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            self.socket.set_read_timeout(Some(left))?;
-            let mut packet = [0; 2048];
-            let Ok(length) = (&self.socket).read(&mut packet) else { continue };
-            let segment = packet[..length].get(usize::from(packet[0] & 0x0f) * 4..).unwrap_or_default();
-            if segment.len() >= 4 && segment[..2] == from.to_be_bytes() && segment[2..4] == to.to_be_bytes() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
 }
 
 #[test]
