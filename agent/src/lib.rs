@@ -6,6 +6,7 @@
 pub mod api;
 pub mod cli;
 pub mod cni;
+pub mod conntrack;
 pub mod controller;
 pub mod datapath;
 pub mod endpoints;

@@ -51,13 +51,8 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
 fn kernel(release: &str) -> Finding {
-    match version(release) {
+    match sys::version_of(release) {
         Some(found) if found >= OLDEST => Finding::ok("kernel", format!("Linux {release}")),
         Some(_) => Finding::warn(
             "kernel",
@@ -259,7 +254,7 @@ fn lockdown(text: &str) -> Finding {
 
 fn memlock(release: &str) -> Finding {
     // Linux 5.11 and later charge maps to the memory cgroup.
-    match version(release) {
+    match sys::version_of(release) {
         Some(found) if found < (5, 11) => Finding::warn(
             "memlock",
             "this kernel charges maps to RLIMIT_MEMLOCK, which is small by default",
@@ -283,7 +278,7 @@ fn conntrack(there: bool) -> Finding {
     }
     Finding::warn(
         "conntrack",
-        "connection tracking is not loaded: connections that are open when the agent first attaches cannot be looked up",
+        "connection tracking is not loaded: TCP connections that are open when the agent first attaches are cut",
         "modprobe nf_conntrack before the first start, or expect them to be opened anew",
     )
 }

@@ -7,6 +7,7 @@ mod bindings;
 mod coverage;
 mod denials;
 mod owner;
+mod recall;
 mod report;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::cli::AgentArgs;
 use crate::cni::CniCache;
-use crate::datapath::{Datapath, Options};
+use crate::datapath::{Datapath, Events, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
 use crate::kubernetes::Contacts;
@@ -36,6 +37,7 @@ use crate::state::State;
 use crate::status_writer::{self, StatusWriter, Verdicts, WriterState};
 use bindings::Bindings;
 use owner::Owner;
+use recall::Recall;
 
 /// How often attachment is compared and what was retired is deleted; what failed is tried again no sooner.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -86,17 +88,11 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
     denials.name(Arc::new(earlier.state().clone()));
     metrics.set_state(Arc::new(earlier.state().clone()));
-    let reader = {
-        let denials = denials.clone();
-        tokio::spawn(async move { events.run(|records| denials.take(records)).await })
-    };
+    let (lost_sender, mut lost) = recall::queue();
+    let reader = read_events(events, denials.clone(), lost_sender);
 
     let mut owner = Owner::new(
-        World {
-            settings: settings(args)?,
-            mode_before: Mode::from_name(&earlier.state().mode),
-            ..World::default()
-        },
+        empty_world(args, earlier.state())?,
         datapath,
         Numbers::new(args.sizes.subjects_size),
         Bindings::new(args.unknown_endpoint.into(), first_start, endpoints_before),
@@ -126,6 +122,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         warned: None,
         seen: None,
         retry: Retry::default(),
+        recall: Recall::default(),
     };
     loop {
         heartbeat.beat();
@@ -151,6 +148,10 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
                 result.context("the thread of the CNI cache ended")?;
                 owner.take_cache(cached.borrow_and_update().clone());
             }
+            Some(packet) = lost.recv() => {
+                agent.recall.answer_all(&mut owner, packet, &mut lost);
+                continue;
+            }
             _ = housekeeping.tick() => changed = agent.keep_house(&mut owner),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -164,6 +165,21 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     drop(agent);
     reader.abort();
     Ok(())
+}
+
+/// Hands the records of the ring buffer to the log, and packets without a flow to who asks conntrack about them.
+fn read_events(
+    events: Events,
+    denials: denials::Denials,
+    lost: mpsc::Sender<recall::Lost>,
+) -> tokio::task::JoinHandle<std::io::Result<()>> {
+    tokio::spawn(async move {
+        let handle = |records: &[bytes::Bytes]| {
+            recall::take(records, &lost);
+            denials.take(records)
+        };
+        events.run(handle).await
+    })
 }
 
 /// Loads the programs, and adopts what an earlier agent has pinned.
@@ -211,6 +227,11 @@ fn start_source(
         }
         (None, None) => anyhow::bail!("neither a folder nor an API server to read from"),
     }
+}
+
+/// The world before anything is known of it but what an earlier agent left.
+fn empty_world(args: &AgentArgs, earlier: &State) -> anyhow::Result<World> {
+    Ok(World { settings: settings(args)?, mode_before: Mode::from_name(&earlier.mode), ..World::default() })
 }
 
 fn settings(args: &AgentArgs) -> anyhow::Result<Settings> {
@@ -278,6 +299,7 @@ struct Agent<'a> {
     /// What the kernel was like when readiness was judged last.
     seen: Option<Seen>,
     retry: Retry,
+    recall: Recall,
 }
 
 /// The conditions in the status of our policies.
@@ -400,6 +422,7 @@ impl Agent<'_> {
                     self.metrics.observe_attach(waited);
                 }
                 if applied.writes > 0 {
+                    self.recall.forget();
                     info!(
                         writes = applied.writes,
                         judged_again = applied.revised,

@@ -11,6 +11,7 @@ use portcullis_common::Direction;
 use super::bindings::{Bindings, Candidate};
 use super::coverage::Coverage;
 use crate::cni::CniEntry;
+use crate::conntrack::{Connection, Tuple};
 use crate::datapath::{Applied, Datapath, DatapathError, EndpointSpec, HookState, describe_program};
 use crate::endpoints::{Classification, Snapshot, classify};
 use crate::identity::{Numbers, cached_addresses};
@@ -229,6 +230,19 @@ impl Owner {
             self.last_success = Some(SystemTime::now());
         }
         Ok(applied)
+    }
+
+    /// Judges the connection of a packet that was dropped for want of a flow; whether it goes on.
+    ///
+    /// # Errors
+    /// If the programs cannot be run.
+    pub fn recall(
+        &mut self,
+        connection: &Connection,
+        ifindex: u32,
+        packet: Tuple,
+    ) -> Result<bool, DatapathError> {
+        self.datapath.recall(connection, ifindex, packet)
     }
 
     /// Addresses of this node's pods that are known with namespace and service account, and their UIDs.

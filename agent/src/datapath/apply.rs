@@ -88,6 +88,11 @@ impl Datapath {
             applied.revised = true;
         }
         self.retire_subjects(desired, scope, applied);
+        let fresh = self.slots.take_fresh();
+        if self.seeding {
+            self.seed(&fresh);
+            self.seeding = false;
+        }
         self.attach_all(endpoints, &removed, applied);
         Ok(())
     }

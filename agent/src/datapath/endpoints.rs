@@ -1,6 +1,6 @@
 //! Which endpoint is in which slot, with its flow tables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -47,6 +47,8 @@ pub struct Slots {
     by_ifindex: BTreeMap<u32, Entry>,
     /// Interfaces that have programs and no slot: everything is dropped there. Also those of an earlier agent.
     without: BTreeSet<u32>,
+    /// Interfaces whose flow tables this agent made.
+    fresh: HashSet<u32>,
 }
 
 /// An entry that permits nothing, for a program that still looks at it while it is written or taken away.
@@ -76,7 +78,7 @@ impl Slots {
                 by_ifindex.insert(written.ifindex, Entry { slot, written, tables });
             }
         }
-        Ok(Self { by_ifindex, without })
+        Ok(Self { by_ifindex, without, fresh: HashSet::new() })
     }
 
     /// Writes the endpoints; returns the interfaces that are none any more.
@@ -139,6 +141,7 @@ impl Slots {
         if !tables {
             // New tables for a new endpoint: it starts with no flows of a former one.
             flows::create(maps, pins, slot, sizes.flows_size)?;
+            self.fresh.insert(spec.ifindex);
             if let Some(entry) = self.by_ifindex.get_mut(&spec.ifindex) {
                 entry.tables = true;
             }
@@ -155,6 +158,21 @@ impl Slots {
         self.by_ifindex.insert(spec.ifindex, Entry { slot, written: value, tables: true });
         applied.writes += 1;
         Ok(())
+    }
+
+    /// The endpoints as they are in the map.
+    pub fn written(&self) -> impl Iterator<Item = &Endpoint> {
+        self.by_ifindex.values().map(|entry| &entry.written)
+    }
+
+    /// The endpoint of an interface as it is in the map.
+    pub fn of(&self, ifindex: u32) -> Option<&Endpoint> {
+        self.by_ifindex.get(&ifindex).map(|entry| &entry.written)
+    }
+
+    /// The interfaces whose flow tables were made since the last call.
+    pub fn take_fresh(&mut self) -> HashSet<u32> {
+        std::mem::take(&mut self.fresh)
     }
 
     fn free_slot(&self, spec: &EndpointSpec) -> Option<u32> {

@@ -10,6 +10,7 @@ mod apply;
 mod attach;
 mod batch;
 mod clsact;
+mod connections;
 mod endpoints;
 mod error;
 mod events;
@@ -22,6 +23,7 @@ pub mod probe;
 mod reader;
 mod rows;
 mod scope;
+mod segment;
 mod services;
 mod sizes;
 mod staging;
@@ -100,6 +102,8 @@ pub struct Datapath {
     failed: BTreeSet<u32>,
     /// Whether an earlier agent had put something in force here.
     adopted: bool,
+    /// Whether the connections that are older than this agent are still to be judged: until the first apply.
+    seeding: bool,
     _lock: std::fs::File,
 }
 
@@ -169,6 +173,7 @@ impl Datapath {
             numbers: adopt::numbers(&maps)?,
             failed: BTreeSet::new(),
             adopted: false,
+            seeding: true,
             options,
             pins,
             tcx,

@@ -41,6 +41,18 @@ pub fn ticks_per_second() -> io::Result<u32> {
     Ok((1_000_000_000 + nanoseconds / 2) / nanoseconds)
 }
 
+/// Major and minor number of the running kernel's version; `None` if they cannot be read.
+pub fn kernel_version() -> Option<(u32, u32)> {
+    static FOUND: std::sync::OnceLock<Option<(u32, u32)>> = std::sync::OnceLock::new();
+    *FOUND.get_or_init(|| version_of(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?))
+}
+
+/// Major and minor number in the name of a kernel's release.
+pub fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// Waits until no program run that began before the call can still be under way: the kernel implements the command as an
 /// RCU grace period (`synchronize_rcu`, kernel/sched/membarrier.c), and TC programs run inside RCU sections. Kernels with
 /// CPUs in `nohz_full` refuse the command; there an update of a map of maps waits for the same.

@@ -1,0 +1,98 @@
+//! TCP segments without data, as frames: what a connection's first packets looked like.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// SYN.
+pub const SYN: u8 = 0x02;
+/// SYN and ACK.
+pub const SYN_ACK: u8 = 0x12;
+
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+const TCP: u8 = 6;
+const TCP_BYTES: u8 = 20;
+const HOPS: u8 = 64;
+
+/// A frame from a MAC address with a segment of these flags; `None` if the addresses are of two IP versions. The checksums
+/// are left out: no network sees it, and the programs do not look at them.
+pub fn frame(source_mac: [u8; 6], source: SocketAddr, destination: SocketAddr, flags: u8) -> Option<Vec<u8>> {
+    let mut frame = vec![0; 6];
+    frame.extend(source_mac);
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            frame.extend(IPV4);
+            frame.extend([0x45, 0, 0, 20 + TCP_BYTES, 0, 0, 0, 0, HOPS, TCP, 0, 0]);
+            frame.extend(from.octets());
+            frame.extend(to.octets());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            frame.extend(IPV6);
+            frame.extend([0x60, 0, 0, 0, 0, TCP_BYTES, TCP, HOPS]);
+            frame.extend(from.octets());
+            frame.extend(to.octets());
+        }
+        _ => return None,
+    }
+    frame.extend(source.port().to_be_bytes());
+    frame.extend(destination.port().to_be_bytes());
+    // Sequence and acknowledgement numbers, the header's length in words, flags, window, checksum, urgent pointer.
+    frame.extend([0; 8]);
+    frame.extend([(TCP_BYTES / 4) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    Some(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_common::packet::{Head, Packet, Parsed, parse_ipv4, parse_ipv6};
+
+    struct Frame(Vec<u8>);
+
+    impl Head for &Frame {
+        fn u8(&self, offset: usize) -> u8 {
+            self.0[offset]
+        }
+        fn u16(&self, offset: usize) -> u16 {
+            u16::from_be_bytes([self.0[offset], self.0[offset + 1]])
+        }
+        fn u32_be(&self, offset: usize) -> u32 {
+            u32::from_ne_bytes(self.0[offset..offset + 4].try_into().unwrap())
+        }
+    }
+
+    impl<'a> Packet for &'a Frame {
+        type Head = &'a Frame;
+        fn length(&self) -> u32 {
+            u32::try_from(self.0.len()).unwrap()
+        }
+        fn head(&self, bytes: usize) -> Option<&'a Frame> {
+            (bytes <= self.0.len()).then_some(*self)
+        }
+        fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+            let at = usize::try_from(offset).ok()?;
+            self.0.get(at..at + N)?.try_into().ok()
+        }
+    }
+
+    fn says<A>(parsed: &Parsed<A>) -> (u8, u8, u16, u16) {
+        (parsed.protocol, parsed.tcp_flags, parsed.source_port, parsed.destination_port)
+    }
+
+    #[test]
+    fn the_parser_reads_what_was_meant() {
+        let [a, b] = ["10.0.0.2:4000", "10.0.0.3:80"].map(|text| text.parse().unwrap());
+        let built = Frame(frame([2; 6], a, b, SYN).unwrap());
+        let parsed = parse_ipv4(&&built).unwrap();
+        assert_eq!(says(&parsed), (6, SYN, 4000, 80));
+        assert_eq!(parsed.source.to_ne_bytes(), [10, 0, 0, 2]);
+        assert_eq!(parsed.destination.to_ne_bytes(), [10, 0, 0, 3]);
+        assert_eq!(built.0[6..12], [2; 6]);
+
+        let [a6, b6] = ["[fd00::2]:4000", "[fd00::3]:80"].map(|text| text.parse().unwrap());
+        let built = Frame(frame([2; 6], a6, b6, SYN_ACK).unwrap());
+        let parsed = parse_ipv6(&&built).unwrap();
+        assert_eq!(says(&parsed), (6, SYN_ACK, 4000, 80));
+        assert_eq!((parsed.source.to_bytes()[15], parsed.destination.to_bytes()[15]), (2, 3));
+        assert_eq!(frame([2; 6], a, b6, SYN), None);
+    }
+}
