@@ -64,6 +64,8 @@ impl<'a> Runner<'a> {
         command.args(self.filter(test)).current_dir(&test.package);
         command.env("CARGO_MANIFEST_DIR", &test.package).env("PORTCULLIS_BIN", &self.programs.agent);
         command.env("PORTCULLIS_XTASK", &self.programs.xtask);
+        // Who asks for one test wants to read what it notes.
+        command.args(self.name.map(|_| "--show-output"));
         // A failed test's message says what was wrong; the path through the harness says nothing more.
         command.env("RUST_LIB_BACKTRACE", "0");
         if !is_privileged(test) {
