@@ -6,6 +6,7 @@
 mod bindings;
 mod coverage;
 mod denials;
+mod events;
 mod owner;
 mod report;
 
@@ -29,6 +30,7 @@ use crate::identity::Numbers;
 use crate::kubernetes::Contacts;
 use crate::metrics::{AgentMetrics, Heartbeat, Readiness, Server};
 use crate::model::{Settings, World};
+use crate::monitor::Monitors;
 use crate::sources::kubernetes::{self, KubernetesSource};
 use crate::sources::manifests::ManifestsSource;
 use crate::sources::{Batch, Source};
@@ -81,15 +83,14 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
 
     let earlier = earlier_names(run_dir);
     let endpoints_before = earlier.state().endpoints.as_slice();
-    let events = datapath.events()?;
     let denials = denials::Denials::start();
+    let monitors = Monitors::default();
     // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
-    denials.name(Arc::new(earlier.state().clone()));
-    metrics.set_state(Arc::new(earlier.state().clone()));
-    let reader = {
-        let denials = denials.clone();
-        tokio::spawn(async move { events.run(|records| denials.take(records)).await })
-    };
+    let names_before = Arc::new(earlier.state().clone());
+    denials.name(Arc::clone(&names_before));
+    monitors.name(Arc::clone(&names_before));
+    metrics.set_state(names_before);
+    let events = events::start(args, datapath.events()?, denials.clone(), monitors.clone())?;
 
     let mut owner = Owner::new(
         World {
@@ -119,6 +120,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         metrics,
         readiness,
         denials,
+        monitors,
         earlier: Some(earlier),
         written: None,
         pace: Pace::default(),
@@ -161,8 +163,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         agent.tell(&mut owner, changed);
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
-    drop(agent);
-    reader.abort();
+    drop((agent, events));
     Ok(())
 }
 
@@ -265,6 +266,7 @@ struct Agent<'a> {
     metrics: AgentMetrics,
     readiness: Readiness,
     denials: denials::Denials,
+    monitors: Monitors,
     /// The names of the earlier agent, until this one has programmed its own: its numbers are in force.
     earlier: Option<Earlier>,
     /// The state that was written last.
@@ -474,6 +476,7 @@ impl Agent<'_> {
         }
         let state = Arc::new(state);
         self.denials.name(Arc::clone(&state));
+        self.monitors.name(Arc::clone(&state));
         self.metrics.set_state(Arc::clone(&state));
         if matches!(self.earlier, Some(Earlier::Unreadable(_))) {
             return;
