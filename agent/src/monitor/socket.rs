@@ -60,11 +60,11 @@ pub fn bind(run_dir: &Path) -> io::Result<(UnixListener, SocketFile)> {
 /// # Errors
 /// What the system says otherwise.
 pub async fn connect(run_dir: &Path) -> io::Result<Option<tokio::net::UnixStream>> {
+    // A reset: it ends just now.
+    let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset];
     match tokio::net::UnixStream::connect(path(run_dir)).await {
         Ok(stream) => Ok(Some(stream)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Ok(None)
-        }
+        Err(error) if nobody.contains(&error.kind()) => Ok(None),
         Err(error) => Err(error),
     }
 }
