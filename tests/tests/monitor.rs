@@ -104,7 +104,7 @@ impl Monitor {
         let fits = |record: &Value| {
             values.iter().all(|(place, value)| match record.pointer(place) {
                 Some(Value::String(text)) => text == value,
-                Some(other) => other.to_string() == *value,
+                Some(other) => serde_json::from_str::<Value>(value).is_ok_and(|wanted| wanted == *other),
                 None => false,
             })
         };
