@@ -126,6 +126,7 @@ fn four_capabilities_and_a_read_only_root_are_enough() -> Result<()> {
         // With the same rights everything is taken off again.
         let removed = agent.cli(["cleanup"])?;
         ensure!(removed.contains("nothing is enforced on this node any more"), "{removed}");
+        ensure!(!agent.run_dir().exists(), "a killed agent's socket is removed, too");
         Ok(())
     })
 }

@@ -193,6 +193,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_table_may_be_called_text() {
+        let cli = Cli::try_parse_from(["portcullis", "monitor", "-o", "text"]).unwrap();
+        assert_eq!(cli.global.output, Format::Table);
+    }
+
+    #[test]
     fn the_root_goes_before_both_folders_wherever_the_flag_stands() {
         for line in [
             ["portcullis", "--root", "/host", "-o", "json", "status"],
