@@ -16,9 +16,9 @@ pub struct Event {
     pub source_principal: u32,
     /// Principal that it is opened to.
     pub destination_principal: u32,
-    /// Source address.
+    /// Source address of the packet.
     pub source: Addr6,
-    /// Destination address.
+    /// Destination address of the packet.
     pub destination: Addr6,
     /// Source port, host order; the id of an ICMP echo.
     pub source_port: u16,
@@ -38,8 +38,11 @@ pub struct Event {
     pub reason: u8,
     /// TCP flags.
     pub tcp_flags: u8,
+    /// `1` if the packet goes against the way its flow was opened: then the source principal has the packet's
+    /// destination address.
+    pub reply: u8,
     /// Explicit padding, zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 map_type!(
@@ -51,5 +54,6 @@ map_type!(
     destination = 40,
     source_port = 56,
     protocol = 64,
-    reason = 68
+    reason = 68,
+    reply = 70
 );

@@ -506,7 +506,8 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
         Verdict::Audit => !work.has_known,
     };
     if wanted {
-        report(path, work, &decision, &pair);
+        let reply = work.question.opener as u8 != work.transit.hook as u8;
+        report(path, work, &decision, &pair, reply);
     }
     if denied { Action::Drop } else { Action::Pass }
 }
@@ -580,13 +581,19 @@ pub fn refuse<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, reason: Reaso
     }
     path.count_drop(reason, work.transit.hook);
     let pair = PairKey { source: 0, destination: 0, direction: work.transit.hook as u32 };
-    report(path, work, &Decision::new(Verdict::Deny, reason), &pair);
+    report(path, work, &Decision::new(Verdict::Deny, reason), &pair, false);
     Action::Drop
 }
 
 /// Sends an event about the packet, as it is on the wire, if the budget allows.
 #[inline(always)]
-fn report<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, decision: &Decision, pair: &PairKey) {
+fn report<F: Family, D: Datapath<F>>(
+    path: &D,
+    work: &Work<F>,
+    decision: &Decision,
+    pair: &PairKey,
+    reply: bool,
+) {
     if !path.may_report(path.now()) {
         return;
     }
@@ -608,6 +615,7 @@ fn report<F: Family, D: Datapath<F>>(path: &D, work: &Work<F>, decision: &Decisi
         verdict: decision.verdict as u8,
         reason: decision.reason as u8,
         tcp_flags: packet.tcp_flags,
-        pad: [0; 2],
+        reply: u8::from(reply),
+        pad: 0,
     });
 }

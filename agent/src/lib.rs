@@ -15,6 +15,7 @@ pub mod kubernetes;
 pub mod matrix;
 pub mod metrics;
 pub mod model;
+pub mod monitor;
 pub mod policy;
 pub mod sources;
 pub mod state;

@@ -54,7 +54,7 @@ fn snapshot(name: &str, found: &str) {
 
 #[test]
 fn help_is_as_it_was() {
-    for command in ["", "agent", "dump", "status", "check", "matrix", "mode", "cleanup"] {
+    for command in ["", "agent", "dump", "monitor", "status", "check", "matrix", "mode", "cleanup"] {
         let args: Vec<&str> = [command, "--help"].into_iter().filter(|arg| !arg.is_empty()).collect();
         let run = portcullis(&args);
         assert_eq!((run.code, run.err.as_str()), (0, ""));
@@ -75,6 +75,13 @@ fn wrong_usage_is_told_with_exit_code_2() {
         (&["agent", "--manifests", "x", "--mode", "strict"], "possible values: enforce, audit, off"),
         (&["agent", "--manifests", "x", "--pod-cidr", "10.0.0.0/33"], "10.0.0.0/33"),
         (&["agent", "--manifests", "x", "--ipcache-size", "many"], "--ipcache-size"),
+        (&["monitor", "--verdict", "denied"], "possible values: allow, deny, audit"),
+        (&["monitor", "--direction", "in"], "possible values: ingress, egress"),
+        (&["monitor", "--identity", "api"], "write NAMESPACE/ACCOUNT, such as shop/api, or one of"),
+        (&["monitor", "--from", "everyone"], "host, node, world, unmanaged"),
+        (&["monitor", "--port", "http"], "write a port from 1 to 65535"),
+        (&["monitor", "--reason", "because"], "no-flow"),
+        (&["monitor", "--count", "0"], "0 is not in 1.."),
         (&["matrix"], "--manifests <DIR>"),
         (
             &["matrix", "--manifests", "x", "--port", "80"],
@@ -94,7 +101,7 @@ fn without_pinned_maps_commands_say_what_that_means() {
     let run_dir = run_dir.to_str().unwrap();
     let folders = ["--bpffs", "/sys/fs/bpf/pccli-none", "--run-dir", run_dir];
     assert!(!Path::new(folders[1]).exists());
-    for command in [&["dump"][..], &["mode", "off"], &["mode"]] {
+    for command in [&["dump"][..], &["mode", "off"], &["mode"], &["monitor"]] {
         let run = portcullis(&[command, &folders].concat());
         assert_eq!(run.code, 1, "{command:?}");
         assert_eq!(run.out, "", "{command:?}");

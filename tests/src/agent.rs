@@ -211,6 +211,14 @@ impl<'a> Agent<'a> {
         run(self.command(args).env(owner::MARK, &self.mark))
     }
 
+    /// Starts a command of the binary that goes on, such as `monitor`, with pipes for what it says.
+    pub fn start_command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<Child> {
+        let mut command = self.command(args);
+        command.env(owner::MARK, &self.mark);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().with_context(|| format!("starting {}", self.binary.display()))
+    }
+
     /// `GET` of a path (`/metrics`) from the agent's HTTP port: status and body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         self.ns.run(|| get(path))

@@ -1,13 +1,16 @@
 //! The agent with the rights of its DaemonSet and no others: four capabilities, a root file system that it cannot write.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::agent::binary;
-use portcullis_tests::{Agent, Manifests, Network, Node, PodObject, TempDir, deploy, privileged_test};
+use portcullis_tests::{
+    Agent, Manifests, Network, Node, PodObject, TempDir, deploy, eventually, privileged_test,
+};
 use serde_json::Value;
 
 /// The capabilities that the DaemonSet adds.
@@ -50,6 +53,37 @@ fn confined(folder: &TempDir, capabilities: &[String]) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Nobody may reach the database.
+const DB_CLOSED: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
+";
+
+/// Runs `portcullis monitor`, as `kubectl exec` would in the agent's container, until it has shown a denied packet; returns
+/// what it says on standard error.
+fn denial_shown(agent: &Agent<'_>, node: &Node) -> Result<String> {
+    let mut monitor = agent.start_command(["monitor", "--verdict", "deny", "--count", "1"])?;
+    let ended = eventually("the monitor to show a denied packet", || {
+        let sent = node.pods[0].ns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            Ok(socket.send_to(b"x", (node.pods[1].v4, 5353))?)
+        });
+        sent.is_ok() && !matches!(monitor.try_wait(), Ok(None))
+    });
+    // One that shows nothing goes on for ever.
+    monitor.kill()?;
+    let output = monitor.wait_with_output()?;
+    let (shown, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ended.with_context(|| said.to_string())?;
+    ensure!(
+        output.status.success() && shown.contains(" -> shop/db 10.77.0.3:5353 (shop/db) "),
+        "{shown}{said}"
+    );
+    Ok(said.into_owned())
+}
+
 #[test]
 fn four_capabilities_and_a_read_only_root_are_enough() -> Result<()> {
     privileged_test(|| {
@@ -65,6 +99,7 @@ fn four_capabilities_and_a_read_only_root_are_enough() -> Result<()> {
             started: 1,
         };
         manifests.pods("pods.yaml", &[object("api", 0), object("db", 1)])?;
+        manifests.write("db.yaml", DB_CLOSED)?;
         let confined = confined(&folder, &granted)?;
         let mut agent = Agent::on(&node.ns).binary(confined).manifests(manifests.path()).start()?;
 
@@ -81,12 +116,17 @@ fn four_capabilities_and_a_read_only_root_are_enough() -> Result<()> {
 
         let status: Value = serde_json::from_str(&agent.cli(["status", "-o", "json"])?)?;
         ensure!(status["endpoints"]["hooks_first"] == 4, "two pods have four hooks: {status:#}");
+        let said = denial_shown(&agent, &node)?;
+        ensure!(said.contains("events of the agent"), "{said}");
         agent.terminate()?;
         agent.restart()?;
         agent.kill()?;
+        let said = denial_shown(&agent, &node)?;
+        ensure!(said.contains("reading the events of"), "{said}");
         // With the same rights everything is taken off again.
         let removed = agent.cli(["cleanup"])?;
         ensure!(removed.contains("nothing is enforced on this node any more"), "{removed}");
+        ensure!(!agent.run_dir().exists(), "a killed agent's socket is removed, too");
         Ok(())
     })
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::output::{self, Format};
 use super::{Outcome, Paths};
 use crate::datapath::{self, Pins};
+use crate::monitor;
 use crate::state::State;
 
 /// What `cleanup` takes.
@@ -34,8 +35,11 @@ pub fn run(args: &CleanupArgs, format: Format, paths: &Paths) -> anyhow::Result<
     if remove_file(&state)? {
         removed.push(state.display().to_string());
     }
-    // An unfinished write of a killed agent.
+    // An unfinished write of a killed agent, and its socket.
     remove_file(&paths.run_dir.join("state.json.new"))?;
+    for socket in monitor::socket::files(&paths.run_dir) {
+        remove_file(&socket)?;
+    }
     // The folder itself goes if nobody else uses it.
     if std::fs::remove_dir(&paths.run_dir).is_ok() {
         removed.push(paths.run_dir.display().to_string());

@@ -9,6 +9,7 @@ mod findings;
 mod logging;
 mod matrix;
 mod mode;
+mod monitor;
 mod names;
 mod output;
 mod status;
@@ -55,6 +56,7 @@ Examples:
   portcullis agent --manifests /etc/shop    judge by the objects in a folder
   portcullis status                         is everything in force? (exit code 1 if not)
   portcullis dump counters                  who talked to whom, allowed and denied
+  portcullis monitor --verdict deny         who is denied now, and by which rule
   portcullis matrix --manifests policies    who can reach whom, pod by pod
   portcullis mode off                       the emergency switch; `mode clear` undoes it
   portcullis --root /host dump              with the agent dead, from anywhere:
@@ -69,6 +71,8 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Print what is in the kernel, with names: identities, endpoints, policies, services, flows, counters, drops
     Dump(dump::DumpArgs),
+    /// Print verdicts as they happen, with names: who was denied, by which rule
+    Monitor(monitor::MonitorArgs),
     /// Say whether the agent works and everything is in force
     Status,
     /// Try out what the kernel and this process's rights allow, and say what is missing
@@ -92,7 +96,7 @@ struct GlobalArgs {
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_BPFFS, env = "PORTCULLIS_BPFFS",
           hide_env_values = true, help_heading = "Global options")]
     bpffs: PathBuf,
-    /// Folder for the names file
+    /// Folder for the names file and the socket of monitors
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR, env = "PORTCULLIS_RUN_DIR",
           hide_env_values = true, help_heading = "Global options")]
     run_dir: PathBuf,
@@ -169,6 +173,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
             crate::controller::run(&args).map(|()| Outcome::Good)
         }
         Command::Dump(args) => dump::run(&args, format, &paths),
+        Command::Monitor(args) => monitor::run(&args, format, &paths),
         Command::Status => status::run(format, &paths),
         Command::Check => check::run(format, &paths),
         Command::Matrix(args) => matrix::run(&args, format),
@@ -185,6 +190,12 @@ mod tests {
     #[test]
     fn the_definition_of_the_flags_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_no_table_may_be_called_text() {
+        let cli = Cli::try_parse_from(["portcullis", "monitor", "-o", "text"]).unwrap();
+        assert_eq!(cli.global.output, Format::Table);
     }
 
     #[test]

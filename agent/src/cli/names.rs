@@ -44,6 +44,11 @@ impl Names {
         &self.state
     }
 
+    /// The whole names file, to keep.
+    pub fn into_state(self) -> State {
+        self.state
+    }
+
     /// A principal.
     pub fn principal(&self, number: u32) -> String {
         self.state.principal(number)

@@ -9,6 +9,7 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Aligned columns for people
+    #[value(alias = "text")]
     Table,
     /// JSON with names and numbers; fields are added, never renamed
     Json,

@@ -123,6 +123,12 @@ fn describe(event: &Event, names: &State) -> String {
             format!("{} {address}{pod}", names.principal(principal))
         }
     };
+    let mut source = address(event.source);
+    let mut destination = (address(event.destination), event.destination_port);
+    if event.reply != 0 {
+        // Principals are those of the flow, addresses those of the packet.
+        (source, destination) = (destination.0, (source, event.source_port));
+    }
     let verdict = Verdict::from_number(event.verdict).map_or("?", Verdict::name);
     let direction = Direction::from_number(event.direction).map_or("?", Direction::name);
     let reason = Reason::from_number(event.reason).map_or("?", Reason::name);
@@ -137,9 +143,9 @@ fn describe(event: &Event, names: &State) -> String {
     };
     format!(
         "{verdict} {direction} {protocol}/{} from [{}] to [{}]: {reason}{rule}",
-        event.destination_port,
-        party(event.source_principal, address(event.source)),
-        party(event.destination_principal, address(event.destination)),
+        destination.1,
+        party(event.source_principal, source),
+        party(event.destination_principal, destination.0),
     )
 }
 
@@ -168,11 +174,21 @@ mod tests {
             reason: Reason::Policy as u8,
             ..Event::default()
         };
-        assert_eq!(
-            describe(&event, &names),
-            "deny ingress tcp/5432 from [shop/api 10.0.0.2 shop/api-1] to [#99 10.0.0.3]: policy by IdentityPolicy \
-             shop/db ingress (isolation)"
-        );
+        let answer = Event {
+            reply: 1,
+            source: event.destination,
+            destination: event.source,
+            source_port: event.destination_port,
+            destination_port: 40_000,
+            ..event
+        };
+        for event in [event, answer] {
+            assert_eq!(
+                describe(&event, &names),
+                "deny ingress tcp/5432 from [shop/api 10.0.0.2 shop/api-1] to [#99 10.0.0.3]: policy by IdentityPolicy \
+                 shop/db ingress (isolation)"
+            );
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod bindings;
 mod coverage;
 mod denials;
+mod events;
 mod owner;
 mod recall;
 mod report;
@@ -24,12 +25,13 @@ use tracing::{error, info, warn};
 
 use crate::cli::AgentArgs;
 use crate::cni::CniCache;
-use crate::datapath::{Datapath, Events, Options};
+use crate::datapath::{Datapath, Options};
 use crate::endpoints;
 use crate::identity::Numbers;
 use crate::kubernetes::Contacts;
 use crate::metrics::{AgentMetrics, Heartbeat, Readiness, Server};
 use crate::model::{Settings, World};
+use crate::monitor::Monitors;
 use crate::sources::kubernetes::{self, KubernetesSource};
 use crate::sources::manifests::ManifestsSource;
 use crate::sources::{Batch, Source};
@@ -83,13 +85,15 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
 
     let earlier = earlier_names(run_dir);
     let endpoints_before = earlier.state().endpoints.as_slice();
-    let events = datapath.events()?;
-    let denials = denials::Denials::start();
-    // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
-    denials.name(Arc::new(earlier.state().clone()));
-    metrics.set_state(Arc::new(earlier.state().clone()));
     let (lost_sender, mut lost) = recall::queue();
-    let reader = read_events(events, denials.clone(), lost_sender);
+    let readers = events::Readers::new(lost_sender);
+    let (denials, monitors) = (readers.denials.clone(), readers.monitors.clone());
+    // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
+    let names_before = Arc::new(earlier.state().clone());
+    denials.name(Arc::clone(&names_before));
+    monitors.name(Arc::clone(&names_before));
+    metrics.set_state(names_before);
+    let events = events::start(args, datapath.events()?, readers)?;
 
     let mut owner = Owner::new(
         empty_world(args, earlier.state())?,
@@ -115,6 +119,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         metrics,
         readiness,
         denials,
+        monitors,
         earlier: Some(earlier),
         written: None,
         pace: Pace::default(),
@@ -162,24 +167,8 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
         agent.tell(&mut owner, changed);
     }
     info!("stopping; what is programmed stays in force (`portcullis cleanup` ends it)");
-    drop(agent);
-    reader.abort();
+    drop((agent, events));
     Ok(())
-}
-
-/// Hands the records of the ring buffer to the log, and packets without a flow to who asks conntrack about them.
-fn read_events(
-    events: Events,
-    denials: denials::Denials,
-    lost: mpsc::Sender<recall::Lost>,
-) -> tokio::task::JoinHandle<std::io::Result<()>> {
-    tokio::spawn(async move {
-        let handle = |records: &[bytes::Bytes]| {
-            recall::take(records, &lost);
-            denials.take(records)
-        };
-        events.run(handle).await
-    })
 }
 
 /// Loads the programs, and adopts what an earlier agent has pinned.
@@ -286,6 +275,7 @@ struct Agent<'a> {
     metrics: AgentMetrics,
     readiness: Readiness,
     denials: denials::Denials,
+    monitors: Monitors,
     /// The names of the earlier agent, until this one has programmed its own: its numbers are in force.
     earlier: Option<Earlier>,
     /// The state that was written last.
@@ -497,6 +487,7 @@ impl Agent<'_> {
         }
         let state = Arc::new(state);
         self.denials.name(Arc::clone(&state));
+        self.monitors.name(Arc::clone(&state));
         self.metrics.set_state(Arc::clone(&state));
         if matches!(self.earlier, Some(Earlier::Unreadable(_))) {
             return;

@@ -135,7 +135,7 @@ impl KernelMaps {
 }
 
 /// A pinned map of any type.
-fn open_pin(path: &Path, name: &str) -> Result<Map, DatapathError> {
+pub fn open_pin(path: &Path, name: &str) -> Result<Map, DatapathError> {
     let data = MapData::from_pin(path).map_err(|error| DatapathError::map("open", name, error))?;
     Map::from_map_data(data).map_err(|error| DatapathError::map("open", name, error))
 }

@@ -34,7 +34,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aya::maps::RingBuf;
 use aya::{Ebpf, EbpfLoader};
 use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
 use portcullis_common::policy::RowKey;
@@ -43,7 +42,7 @@ use portcullis_common::{Direction, abi};
 pub use attach::{AttachMode, HookState, describe_program};
 pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
-pub use events::{Events, decode_event};
+pub use events::{Claim, EventSource, Events, MissedEvents, decode_event};
 pub use pins::Pins;
 pub use reader::{AddressEntry, Census, KeyRange, PolicyRow, Reader};
 pub use sizes::{EVENT_BYTES, Shape, Sizes};
@@ -222,17 +221,16 @@ impl Datapath {
         self.numbers.iter().map(|(key, digest)| (*key, *digest))
     }
 
-    /// Takes over the ring buffer.
+    /// Takes the ring buffer, to be claimed.
     ///
     /// # Errors
     /// If it was taken before.
-    pub fn events(&mut self) -> Result<Events, DatapathError> {
+    pub fn events(&mut self) -> Result<EventSource, DatapathError> {
         let map = self
             .ebpf
             .take_map(names::EVENTS)
             .ok_or_else(|| DatapathError::map("take", names::EVENTS, "it was taken before"))?;
-        let ring = RingBuf::try_from(map).map_err(|error| DatapathError::map("use", names::EVENTS, error))?;
-        Ok(Events::new(ring))
+        Ok(EventSource::new(map, self.pins.folder()))
     }
 
     fn config(&self, word: u32) -> Result<u32, DatapathError> {

@@ -18,7 +18,7 @@ use portcullis_common::{Direction, Kind, Reason};
 
 use super::inspect::{self, AnyKey, PairCounters, Usage};
 use super::kernel::KernelMaps;
-use super::{DatapathError, HookState, Pins, attach, batch, probe};
+use super::{DatapathError, EventSource, HookState, Pins, attach, batch, probe};
 use crate::policy::service_address;
 
 /// The pinned maps, open for reading.
@@ -138,6 +138,24 @@ impl Reader {
     /// Events that were not sent because their budget was used up.
     pub fn missed_events(&self) -> Result<u64, DatapathError> {
         inspect::missed_events(&self.maps)
+    }
+
+    /// The ring buffer of events, to be claimed: it has one reader.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn events(&self) -> Result<EventSource, DatapathError> {
+        EventSource::open(&self.pins)
+    }
+
+    /// One in how many allowed new flows becomes an event; `0`: none.
+    pub fn sample(&self) -> Result<u32, DatapathError> {
+        inspect::config_word(&self.maps, config::SAMPLE)
+    }
+
+    /// Whether what was opened is still what is pinned; a cleanup takes it away.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.map(names::EVENTS).exists()
     }
 
     /// The endpoints by slot.

@@ -111,6 +111,9 @@ impl ControlPlane {
             format!("--service-cluster-ip-range={SERVICE_RANGES}"),
             "--use-service-account-credentials".to_owned(),
             "--leader-elect=false".to_owned(),
+            // Where the API server was away for long, or the machine is slow, no node is given up, and its pods stay behind
+            // their services.
+            "--node-monitor-grace-period=1h".to_owned(),
         ];
         self.hub.start(CONTROLLERS, words(binaries::find(CONTROLLERS)?, args))?;
         let args = [config(SCHEDULER), "--leader-elect=false".to_owned()];

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what a packet costs, and what the compiler costs.
 //!
-//! `bench compile` needs no privileges; `bench packets` does. Without a word both are measured. `bench large` is the cluster
+//! `bench compile` needs no privileges; `bench packets` and `bench events` (what events cost a flood of denials) do. Without
+//! a word these are measured. `bench large` is the cluster
 //! of the budgets, compiled and (as root) written to the kernel's maps.
 #![allow(
     clippy::expect_used,
@@ -9,6 +10,7 @@
 )]
 
 mod compile;
+mod events;
 mod kernel;
 mod packets;
 mod process;
@@ -24,10 +26,13 @@ fn main() {
     }
     let json = arguments.iter().any(|word| matches!(word.as_str(), "json" | "--output=json" | "-ojson"));
     let named = |word: &str| arguments.iter().any(|argument| argument == word);
-    let all = !["compile", "packets", "large"].into_iter().any(named);
+    let all = !["compile", "packets", "events", "large"].into_iter().any(named);
     let mut report = Map::new();
     if all || named("packets") {
         packets::run(json, &mut report);
+    }
+    if all || named("events") {
+        events::run(json, &mut report);
     }
     if all || named("compile") {
         compile::run(json, &mut report);
