@@ -160,6 +160,10 @@ fn enforced(cluster: &Cluster, clock: &Clock, world: &World) -> Result<()> {
         Ok(()) => clock.note("dumps have names"),
         Err(error) => failed.push(error),
     }
+    match people::monitors(cluster) {
+        Ok(()) => clock.note("a monitor shows a denial as it happens"),
+        Err(error) => failed.push(error),
+    }
     let failed: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())

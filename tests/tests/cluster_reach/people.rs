@@ -1,19 +1,72 @@
-//! What a person sees: a dump with names, from the agent's own pod and from a debugging one.
+//! What a person sees: a dump with names, from the agent's own pod and from a debugging one, and denials as they happen.
 
-use anyhow::{Result, ensure};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::{Cluster, names};
+use portcullis_tests::eventually;
 use portcullis_tests::installed::NAMESPACE;
+use portcullis_tests::lifecycle::LivePod;
 
-use crate::shop::SHOP;
+use crate::shop::{PORT, SHOP};
+
+const NEVER: Duration = Duration::from_millis(1300);
+
+/// The agent's pod on a node, as kubectl names it.
+fn agent(cluster: &Cluster, node: usize) -> Result<String> {
+    let selector = format!("--field-selector=spec.nodeName={}", names::node(node));
+    let agents = ["--namespace", NAMESPACE, "get", "pods", &selector, "--output=name"];
+    Ok(cluster.kubectl(agents)?.trim().to_owned())
+}
+
+/// A process that ends with it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended is what was wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Watches the denials of an agent by `kubectl exec` while the intruder tries.
+pub fn monitors(cluster: &Cluster) -> Result<()> {
+    let [database, intruder] = ["database-0a", "intruder-1"].map(|name| LivePod::ready(cluster, SHOP, name));
+    let (database, intruder) = (database?, intruder?);
+    let [from, to] = ["intruder", "database"].map(|account| format!("{SHOP}/{account}"));
+    let agent = agent(cluster, 0)?;
+    let exec = ["--namespace", NAMESPACE, "exec", &agent, "--", "portcullis", "monitor"];
+    let filter =
+        ["--verdict", "deny", "--from", &from, "--to", &to, "--direction", "ingress", "--count", "1"];
+    let mut command = cluster.kubectl_command(exec.iter().chain(&filter))?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut monitor = Running(command.spawn().context("starting kubectl")?);
+    let mut said = String::new();
+    // It says where it reads from when it does.
+    BufReader::new(monitor.0.stderr.take().context("its errors")?).read_line(&mut said)?;
+    ensure!(said.contains("events of the agent"), "the monitor says: {said}");
+    ensure!(intruder.net.tcp_exchange(database.v4(PORT), NEVER).is_err(), "the intruder passes");
+    let mut status = None;
+    eventually("the monitor to have seen it", || {
+        status = monitor.0.try_wait().ok().flatten();
+        status.is_some()
+    })?;
+    let shown = std::io::read_to_string(monitor.0.stdout.take().context("its output")?)?;
+    ensure!(status.is_some_and(|status| status.success()), "the monitor failed: {shown}");
+    for wanted in [&from, &to, &format!("{SHOP}/database-0a"), &format!("{SHOP}/intruder-1")] {
+        ensure!(shown.contains(wanted.as_str()), "the monitor does not say `{wanted}`: {shown}");
+    }
+    Ok(())
+}
 
 /// Asks both ways for a dump, on each node.
 pub fn dumps(cluster: &Cluster) -> Result<()> {
     for node in [0, 1] {
         let name = names::node(node);
-        let selector = format!("--field-selector=spec.nodeName={name}");
-        let agents = ["--namespace", NAMESPACE, "get", "pods", &selector, "--output=name"];
-        let agent = cluster.kubectl(agents)?;
-        let dump = cluster.exec(NAMESPACE, agent.trim(), ["portcullis", "dump"])?;
+        let dump = cluster.exec(NAMESPACE, &agent(cluster, node)?, ["portcullis", "dump"])?;
         has_names(&dump, node, "kubectl exec")?;
         let dump = debug(cluster, &name, &["portcullis", "--root", "/host", "dump"])?;
         has_names(&dump, node, "kubectl debug")?;

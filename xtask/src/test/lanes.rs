@@ -13,6 +13,9 @@ use crate::cargo::Executable;
 /// begins with a program that needs it builds it, while the next one does what needs none.
 const CLUSTERS: [&[&str]; 3] = [&["cluster_life"], &["cluster_tool", "cluster_reach", "examples"], &[]];
 
+/// Other programs that take a minute or more: they begin first, so that no lane has one left when the others are done.
+const LONG: [&str; 5] = ["conntrack", "agent", "demo", "random", "kubernetes"];
+
 /// Tests of the product as it is installed: they need the container image.
 const WITH_IMAGE: [&str; 3] = ["examples", "cluster_reach", "cluster_life"];
 
@@ -52,7 +55,10 @@ pub fn of(mut tests: Vec<Executable>) -> (Vec<Vec<Executable>>, Shared) {
     };
     let lanes = CLUSTERS.iter().map(own).collect();
     // Unit tests first: they are quick, and what they find explains what fails later.
-    tests.sort_by_key(|found| (is_privileged(found), found.package.clone(), found.target.clone()));
+    tests.sort_by_key(|found| {
+        let long = LONG.iter().position(|name| *name == found.target).unwrap_or(LONG.len());
+        (is_privileged(found), long, found.package.clone(), found.target.clone())
+    });
     (lanes, Shared { tests, next: AtomicUsize::new(0) })
 }
 
@@ -75,6 +81,7 @@ mod tests {
         let tests = vec![
             test("/r/tests", "test", "cluster_reach"),
             test("/r/tests", "test", "packets"),
+            test("/r/tests", "test", "random"),
             test("/r/tests", "test", "examples"),
             test("/r/tests", "test", "cluster_life"),
             test("/r/tests", "test", "cluster_tool"),
@@ -92,7 +99,7 @@ mod tests {
         // Each is given out once.
         assert_eq!(shared.left().next().map(|test| test.target.as_str()), Some("examples"));
         let left: Vec<&Executable> = shared.left().collect();
-        assert_eq!(names(&left), ["xtask", "packets"]);
+        assert_eq!(names(&left), ["xtask", "random", "packets"]);
         assert_eq!(shared.left().count(), 0);
     }
 }
