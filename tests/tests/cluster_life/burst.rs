@@ -90,14 +90,14 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         ["right", "wrong"].iter().all(|account| read(account).is_ok_and(|(done, _)| done == EACH))
     })?;
     note(&format!("{} pods started and tried in {:.1} s", 2 * EACH, start.elapsed().as_secs_f64()));
-    note(&format!("  permitted: {}", read("right")?.1.permitted()?));
-    note(&format!("  forbidden: {}", read("wrong")?.1.forbidden()?));
     // Which of them explain a SYN that was lost.
     let now = dropped(scene)?;
     let more =
         now.iter().map(|(reason, now)| (*reason, now - before[reason])).filter(|(_, more)| *more > 0.0);
     let more: BTreeMap<&str, f64> = more.collect();
     note(&format!("  dropped meanwhile: {more:?}"));
+    note(&format!("  permitted: {}", read("right")?.1.permitted()?));
+    note(&format!("  forbidden: {}", read("wrong")?.1.forbidden()?));
     let wrong = [Reason::FlowTable, Reason::NoPolicy].map(Reason::name);
     ensure!(
         !wrong.iter().any(|reason| more.contains_key(reason)),
