@@ -2,16 +2,16 @@
 //! is a line and not a flood of lines.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use portcullis_common::event::Event;
 use portcullis_common::{Direction, Reason, Verdict};
 use tracing::{debug, info};
 
-use crate::datapath::decode_event;
+use crate::datapath::flow_ends;
+use crate::policy::protocol_words;
 use crate::state::State;
 
 /// How long repetitions of a denial are only counted.
@@ -65,11 +65,11 @@ impl Denials {
         self.inner().names = names;
     }
 
-    /// Takes records of the ring buffer; always wants more.
-    pub fn take(&self, records: &[Bytes]) -> bool {
+    /// Takes events.
+    pub fn take(&self, events: &[Event]) {
         let mut inner = self.inner();
-        for event in records.iter().filter_map(decode_event) {
-            let line = describe(&event, &inner.names);
+        for event in events {
+            let line = describe(event, &inner.names);
             debug!("{line}");
             let known = inner.kinds.len();
             let kind = Kind {
@@ -89,7 +89,6 @@ impl Denials {
                 None => {}
             }
         }
-        true
     }
 
     /// Ends windows that are over: what was only counted is said.
@@ -108,13 +107,6 @@ impl Denials {
 
 /// An event in words.
 fn describe(event: &Event, names: &State) -> String {
-    let address = |words: portcullis_common::abi::Addr6| {
-        if event.family == 4 {
-            IpAddr::from(words.words_be[0].to_ne_bytes())
-        } else {
-            IpAddr::V6(Ipv6Addr::from(words.to_bytes()))
-        }
-    };
     let party = |principal: u32, address: IpAddr| {
         let pod = names.pods.get(&address).map(|pod| format!(" {pod}")).unwrap_or_default();
         if principal == 0 {
@@ -123,29 +115,17 @@ fn describe(event: &Event, names: &State) -> String {
             format!("{} {address}{pod}", names.principal(principal))
         }
     };
-    let mut source = address(event.source);
-    let mut destination = (address(event.destination), event.destination_port);
-    if event.reply != 0 {
-        // Principals are those of the flow, addresses those of the packet.
-        (source, destination) = (destination.0, (source, event.source_port));
-    }
+    let (source, destination) = flow_ends(event);
     let verdict = Verdict::from_number(event.verdict).map_or("?", Verdict::name);
     let direction = Direction::from_number(event.direction).map_or("?", Direction::name);
     let reason = Reason::from_number(event.reason).map_or("?", Reason::name);
     let rule = names.rules.get(&event.rule).map(|rule| format!(" by {rule}")).unwrap_or_default();
-    let protocol = match event.protocol {
-        1 => "icmp".to_owned(),
-        6 => "tcp".to_owned(),
-        17 => "udp".to_owned(),
-        58 => "icmpv6".to_owned(),
-        132 => "sctp".to_owned(),
-        other => format!("protocol {other}"),
-    };
     format!(
-        "{verdict} {direction} {protocol}/{} from [{}] to [{}]: {reason}{rule}",
-        destination.1,
-        party(event.source_principal, source),
-        party(event.destination_principal, destination.0),
+        "{verdict} {direction} {}/{} from [{}] to [{}]: {reason}{rule}",
+        protocol_words(event.protocol),
+        destination.port(),
+        party(event.source_principal, source.ip()),
+        party(event.destination_principal, destination.ip()),
     )
 }
 
@@ -194,15 +174,9 @@ mod tests {
     #[test]
     fn repetitions_are_counted_and_not_kept_forever() {
         let denials = Denials::start();
-        let record = |destination_port| {
-            let event = Event { verdict: 1, family: 4, destination_port, ..Event::default() };
-            // SAFETY: a plain struct without padding, read as the bytes that the kernel would send.
-            let bytes =
-                unsafe { std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<Event>()) };
-            Bytes::copy_from_slice(bytes)
-        };
-        assert!(denials.take(&[record(1), record(2), Bytes::from_static(b"short")]), "a sweep is one line");
+        let event = |destination_port| Event { verdict: 1, family: 4, destination_port, ..Event::default() };
+        denials.take(&[event(1), event(2)]);
         let inner = denials.inner();
-        assert_eq!(inner.kinds.values().map(|r| r.more).collect::<Vec<_>>(), [1]);
+        assert_eq!(inner.kinds.values().map(|r| r.more).collect::<Vec<_>>(), [1], "a sweep is one line");
     }
 }

@@ -1,19 +1,18 @@
 //! The thread of the verdict events: from the ring buffer to the log, to the monitors, and to who asks conntrack about packets
 //! without a flow, so that none of them waits for the programming of maps, nor the other way round.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
+use portcullis_common::event::Event;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::denials::Denials;
 use super::recall::{self, Lost};
 use crate::cli::AgentArgs;
-use crate::datapath::{Claim, EventSource, Events, MissedEvents};
+use crate::datapath::{Claim, EventSource, Events, Reader};
 use crate::monitor::socket::{self, SocketFile};
 use crate::monitor::{self, FORMAT, Hello, Monitors};
 
@@ -59,7 +58,7 @@ pub fn start(args: &AgentArgs, source: EventSource, readers: Readers) -> anyhow:
         sample: args.sample,
     };
     let monitors = readers.monitors.clone();
-    let missed = Missed::new(&args.paths.bpffs, monitors.clone())?;
+    let missed = Missed::new(Reader::open(&args.paths.bpffs)?, monitors.clone())?;
     let (listener, file) = match socket::bind(&args.paths.run_dir) {
         Ok((listener, file)) => (Some(listener), Some(file)),
         Err(error) => {
@@ -94,10 +93,11 @@ pub fn start(args: &AgentArgs, source: EventSource, readers: Readers) -> anyhow:
 /// Reads the ring buffer for ever.
 async fn read(source: EventSource, readers: &Readers) -> anyhow::Result<()> {
     let events = claim(source).await?;
-    let handle = |records: &[Bytes]| {
-        recall::take(records, &readers.lost);
-        readers.monitors.take(records);
-        readers.denials.take(records)
+    let handle = |events: &[Event]| {
+        recall::take(events, &readers.lost);
+        readers.monitors.take(events);
+        readers.denials.take(events);
+        true
     };
     Ok(events.run(handle).await?)
 }
@@ -128,22 +128,21 @@ async fn claim(mut source: EventSource) -> anyhow::Result<Events> {
 /// The kernel's count of events that it did not send, and how much of it the monitors know.
 #[derive(Clone, Debug)]
 struct Missed {
-    counter: Arc<Mutex<(MissedEvents, u64)>>,
+    counter: Arc<Mutex<(Reader, u64)>>,
     monitors: Monitors,
 }
 
 impl Missed {
-    fn new(bpffs: &Path, monitors: Monitors) -> anyhow::Result<Self> {
-        let counter = MissedEvents::open(bpffs)?;
-        let told = counter.count().context("looking at what was missed before")?;
-        Ok(Self { counter: Arc::new(Mutex::new((counter, told))), monitors })
+    fn new(reader: Reader, monitors: Monitors) -> anyhow::Result<Self> {
+        let told = reader.missed_events().context("looking at what was missed before")?;
+        Ok(Self { counter: Arc::new(Mutex::new((reader, told))), monitors })
     }
 
     /// Tells what has come to it since the last look.
     fn look(&self) {
         let mut counter = self.counter.lock().unwrap_or_else(PoisonError::into_inner);
-        let (counter, told) = &mut *counter;
-        match counter.count() {
+        let (reader, told) = &mut *counter;
+        match reader.missed_events() {
             Ok(count) => {
                 self.monitors.add_unsent(count.saturating_sub(*told));
                 *told = count;

@@ -4,11 +4,8 @@
 //! Invariant: however many such packets are sent, and whatever they say, the work for them is bounded.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use portcullis_common::abi::Addr6;
 use portcullis_common::event::Event;
 use portcullis_common::packet::tcp;
 use portcullis_common::policy::protocol;
@@ -18,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::owner::Owner;
 use crate::conntrack::{Client, Tuple};
-use crate::datapath::decode_event;
+use crate::datapath::packet_ends;
 
 /// How often conntrack is asked in a second at most. Packets beyond are left to their retransmission.
 const QUESTIONS_PER_SECOND: u32 = 500;
@@ -44,9 +41,9 @@ pub fn queue() -> (mpsc::Sender<Lost>, mpsc::Receiver<Lost>) {
     mpsc::channel(QUEUE)
 }
 
-/// Takes the packets without a flow out of records of the ring buffer. What finds no room is left to its retransmission.
-pub fn take(records: &[Bytes], queue: &mpsc::Sender<Lost>) {
-    for lost in records.iter().filter_map(decode_event).filter_map(|event| lost(&event)) {
+/// Takes the packets without a flow out of events. What finds no room is left to its retransmission.
+pub fn take(events: &[Event], queue: &mpsc::Sender<Lost>) {
+    for lost in events.iter().filter_map(lost) {
         let _ = queue.try_send(lost);
     }
 }
@@ -57,15 +54,7 @@ fn lost(event: &Event) -> Option<Lost> {
     if event.reason != Reason::NoFlow as u8 || event.protocol != protocol::TCP || !goes_on {
         return None;
     }
-    let address = |words: Addr6| {
-        if event.family == 4 {
-            IpAddr::from(words.words_be[0].to_ne_bytes())
-        } else {
-            words.to_bytes().into()
-        }
-    };
-    let source = SocketAddr::new(address(event.source), event.source_port);
-    let destination = SocketAddr::new(address(event.destination), event.destination_port);
+    let (source, destination) = packet_ends(event);
     let (local, remote) = match Direction::from_number(event.direction)? {
         Direction::Egress => (source, destination),
         Direction::Ingress => (destination, source),
@@ -157,6 +146,7 @@ impl Recall {
 mod tests {
     use super::*;
     use portcullis_common::Verdict;
+    use portcullis_common::abi::Addr6;
 
     fn event(direction: Direction, flags: u8) -> Event {
         let word = |octets| Addr6 { words_be: [u32::from_ne_bytes(octets), 0, 0, 0] };

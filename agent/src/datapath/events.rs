@@ -3,11 +3,11 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
-use bytes::Bytes;
-use portcullis_common::abi::{EventBudget, names};
+use aya::maps::{Map, MapData, RingBuf};
+use portcullis_common::abi::{Addr6, names};
 use portcullis_common::event::Event;
 use tokio::io::unix::AsyncFd;
 
@@ -63,7 +63,7 @@ pub enum Claim {
     Taken(EventSource),
 }
 
-/// The ring buffer, as a stream of records.
+/// The ring buffer, as a stream of events.
 pub struct Events {
     ring: RingBuf<MapData>,
     /// Given back after the ring buffer.
@@ -77,11 +77,11 @@ impl std::fmt::Debug for Events {
 }
 
 impl Events {
-    /// Calls `handle` with each batch of records as they come, until it returns `false`.
+    /// Calls `handle` with each batch of events as they come, until it returns `false`.
     ///
     /// # Errors
     /// If the ring buffer cannot be waited on.
-    pub async fn run(self, mut handle: impl FnMut(&[Bytes]) -> bool) -> io::Result<()> {
+    pub async fn run(self, mut handle: impl FnMut(&[Event]) -> bool) -> io::Result<()> {
         let Self { ring, _lock } = self;
         // SAFETY: the ring buffer owns its file descriptor and gives out the same one for as long as it lives.
         let mut waiting = unsafe { AsyncFd::register(ring) }?;
@@ -89,12 +89,14 @@ impl Events {
             let mut guard = waiting.readable_mut().await?;
             let ring = guard.get_inner_mut();
             let mut batch = Vec::new();
-            while batch.len() < BATCH
+            let mut read = 0;
+            while read < BATCH
                 && let Some(record) = ring.next()
             {
-                batch.push(Bytes::copy_from_slice(&record));
+                read += 1;
+                batch.extend(decode(&record));
             }
-            let drained = batch.len() < BATCH;
+            let drained = read < BATCH;
             if drained {
                 guard.clear_ready();
             }
@@ -112,45 +114,48 @@ impl Events {
 /// Records that are handled at once, at most.
 const BATCH: usize = 1024;
 
-/// The kernel's count of events that it did not send.
-pub struct MissedEvents {
-    budget: PerCpuArray<MapData, EventBudget>,
-}
-
-impl std::fmt::Debug for MissedEvents {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MissedEvents").finish_non_exhaustive()
-    }
-}
-
-impl MissedEvents {
-    /// Opens the pinned counter. The agent that calls this has compared its shape.
-    ///
-    /// # Errors
-    /// If it is not there.
-    pub fn open(bpffs: &Path) -> Result<Self, DatapathError> {
-        let map = open_pin(&Pins::new(bpffs).map(names::EVENT_BUDGET), names::EVENT_BUDGET)?;
-        let budget = PerCpuArray::try_from(map)
-            .map_err(|error| DatapathError::map("use", names::EVENT_BUDGET, error))?;
-        Ok(Self { budget })
-    }
-
-    /// How many there have been since the maps were made.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn count(&self) -> Result<u64, DatapathError> {
-        let budgets = self.budget.get(&0, 0);
-        let budgets = budgets.map_err(|error| DatapathError::map("read", names::EVENT_BUDGET, error))?;
-        Ok(budgets.iter().map(|EventBudget { missed, .. }| missed).sum())
-    }
-}
-
 /// The event in a record; `None` if it has another length (the programs are of another version).
-pub fn decode_event(record: &Bytes) -> Option<Event> {
+fn decode(record: &[u8]) -> Option<Event> {
     if record.len() != size_of::<Event>() {
         return None;
     }
     // SAFETY: the length is right, and any bit pattern is a valid event.
     Some(unsafe { std::ptr::read_unaligned(record.as_ptr().cast()) })
+}
+
+/// Source and destination of an event's packet.
+pub fn packet_ends(event: &Event) -> (SocketAddr, SocketAddr) {
+    let address = |words: Addr6| {
+        if event.family == 4 {
+            IpAddr::from(words.words_be[0].to_ne_bytes())
+        } else {
+            words.to_bytes().into()
+        }
+    };
+    (
+        SocketAddr::new(address(event.source), event.source_port),
+        SocketAddr::new(address(event.destination), event.destination_port),
+    )
+}
+
+/// Source and destination of an event's flow, as its principals are: an answer goes the other way.
+pub fn flow_ends(event: &Event) -> (SocketAddr, SocketAddr) {
+    let (source, destination) = packet_ends(event);
+    if event.reply == 0 { (source, destination) } else { (destination, source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_another_length_is_no_event() {
+        let event = Event { destination_port: 80, ..Event::default() };
+        // SAFETY: a plain struct without padding, read as the bytes that the kernel would send.
+        let bytes =
+            unsafe { std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<Event>()) };
+        assert_eq!(decode(bytes), Some(event));
+        assert_eq!(decode(&bytes[1..]), None);
+        assert_eq!(decode(b"short"), None);
+    }
 }

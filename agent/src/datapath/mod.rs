@@ -42,7 +42,7 @@ use portcullis_common::{Direction, abi};
 pub use attach::{AttachMode, HookState, describe_program};
 pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
-pub use events::{Claim, EventSource, Events, MissedEvents, decode_event};
+pub use events::{Claim, EventSource, Events, flow_ends, packet_ends};
 pub use pins::Pins;
 pub use reader::{AddressEntry, Census, KeyRange, PolicyRow, Reader};
 pub use sizes::{EVENT_BYTES, Shape, Sizes};

@@ -1,18 +1,18 @@
 //! What a monitor gets: one JSON object a line. Fields and types of records are added, never renamed.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use portcullis_common::abi::Addr6;
 use portcullis_common::event::Event;
 use portcullis_common::policy::protocol;
 use portcullis_common::{Direction, Reason, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::Clock;
-use crate::policy::protocol_name;
+use crate::datapath::flow_ends;
+use crate::policy::{protocol_name, protocol_words};
 use crate::state::{EndpointState, State};
 
 /// Version of the records' form.
@@ -140,18 +140,11 @@ impl Names {
     /// An event in words.
     pub fn record(&self, event: &Event, clock: Clock) -> EventRecord {
         let local = self.endpoint(event.ifindex);
-        let mut source = (address(event, event.source), event.source_port);
-        let mut destination = (address(event, event.destination), event.destination_port);
-        let reply = event.reply != 0;
-        if reply {
-            // Principals are those of the flow, addresses those of the packet.
-            std::mem::swap(&mut source, &mut destination);
-        }
+        let (source, destination) = flow_ends(event);
         let refused = event.source_principal == 0;
         // What a pod sends is its own, whatever address it claims.
         let sent_here = refused && event.direction == Direction::Egress as u8;
-        let service = protocol_name(event.protocol);
-        let frontend = format!("{}/{service}", SocketAddr::new(destination.0, destination.1));
+        let frontend = format!("{destination}/{}", protocol_name(event.protocol));
         EventRecord {
             time: clock.text(event.time_ns),
             verdict: Verdict::from_number(event.verdict).map_or("?", Verdict::name).to_owned(),
@@ -161,13 +154,13 @@ impl Names {
                 let name = self.state.rules.get(&event.rule).cloned();
                 name.unwrap_or_else(|| format!("#{}", event.rule))
             }),
-            protocol: protocol_text(event.protocol),
+            protocol: protocol_words(event.protocol),
             source: self.party(event, event.source_principal, source, local, sent_here),
             destination: Party {
                 service: self.state.services.get(&frontend).cloned(),
                 ..self.party(event, event.destination_principal, destination, local, false)
             },
-            reply,
+            reply: event.reply != 0,
             length: event.length,
             interface: local.map(|endpoint| endpoint.interface.clone()),
         }
@@ -178,10 +171,11 @@ impl Names {
         &self,
         event: &Event,
         principal: u32,
-        (address, port): (IpAddr, u16),
+        end: SocketAddr,
         local: Option<&EndpointState>,
         is_local: bool,
     ) -> Party {
+        let (address, port) = (end.ip(), end.port());
         let here = local.filter(|endpoint| is_local || endpoint.addresses.contains(&address));
         let identity = match (principal, here) {
             (0, Some(endpoint)) => Some(endpoint.principal.clone()).filter(|name| !name.is_empty()),
@@ -197,26 +191,10 @@ impl Names {
     }
 }
 
-fn address(event: &Event, words: Addr6) -> IpAddr {
-    if event.family == 4 {
-        IpAddr::from(words.words_be[0].to_ne_bytes())
-    } else {
-        IpAddr::V6(Ipv6Addr::from(words.to_bytes()))
-    }
-}
-
-fn protocol_text(number: u8) -> String {
-    match number {
-        protocol::ICMP => "icmp".to_owned(),
-        protocol::ICMPV6 => "icmpv6".to_owned(),
-        protocol::TCP | protocol::UDP | protocol::SCTP => protocol_name(number).to_ascii_lowercase(),
-        other => format!("protocol {other}"),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use portcullis_common::abi::Addr6;
 
     fn words(last: u8) -> Addr6 {
         Addr6 { words_be: [u32::from_ne_bytes([10, 0, 0, last]), 0, 0, 0] }

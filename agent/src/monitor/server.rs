@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use portcullis_common::event::Event;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tracing::warn;
 
 use super::queue::Queue;
 use super::{Clock, Hello, Names, Record};
-use crate::datapath::decode_event;
 use crate::state::State;
 
 /// Pause after a connection that could not be accepted: descriptors are used up, say.
@@ -40,16 +40,15 @@ impl Monitors {
         self.inner().names = names;
     }
 
-    /// Hands records of the ring buffer to every monitor.
-    pub fn take(&self, records: &[Bytes]) {
+    /// Hands events to every monitor.
+    pub fn take(&self, events: &[Event]) {
         let inner = self.inner();
         if inner.queues.is_empty() {
             return;
         }
         let clock = Clock::now();
-        let events = records.iter().filter_map(decode_event);
-        let lines: Vec<Bytes> =
-            events.map(|event| Record::Event(Box::new(inner.names.record(&event, clock))).line()).collect();
+        let line = |event| Record::Event(Box::new(inner.names.record(event, clock))).line();
+        let lines: Vec<Bytes> = events.iter().map(line).collect();
         for queue in &inner.queues {
             queue.push(&lines);
         }
@@ -137,15 +136,7 @@ mod tests {
     use super::*;
     use crate::monitor::record::tests::denied;
     use crate::monitor::socket;
-    use portcullis_common::event::Event;
     use tokio::io::{AsyncBufReadExt as _, BufReader};
-
-    fn record(event: &Event) -> Bytes {
-        // SAFETY: a plain struct without padding, read as the bytes that the kernel would send.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(std::ptr::from_ref(event).cast::<u8>(), size_of::<Event>()) };
-        Bytes::copy_from_slice(bytes)
-    }
 
     async fn until(condition: impl Fn() -> bool) {
         while !condition() {
@@ -166,7 +157,7 @@ mod tests {
             streams.push(BufReader::new(stream).lines());
         }
         until(|| monitors.len() == 2).await;
-        monitors.take(&[record(&denied()), Bytes::from_static(b"short")]);
+        monitors.take(&[denied()]);
         monitors.add_unsent(2);
         for stream in &mut streams {
             let mut line = async || {

@@ -261,6 +261,16 @@ pub fn protocol_name(number: u8) -> &'static str {
     }
 }
 
+/// Any protocol as people read it: `tcp`, `icmpv6`, `protocol 47`.
+pub fn protocol_words(number: u8) -> String {
+    match number {
+        protocol::ICMP => "icmp".to_owned(),
+        protocol::ICMPV6 => "icmpv6".to_owned(),
+        protocol::TCP | protocol::UDP | protocol::SCTP => protocol_name(number).to_ascii_lowercase(),
+        other => format!("protocol {other}"),
+    }
+}
+
 /// Collects what is not understood in one object.
 pub struct Report<'a> {
     object: String,

@@ -30,7 +30,7 @@ pub use compile::compile;
 pub use compiler::{Compiler, Delta};
 pub use desired::*;
 pub use host_maps::HostMaps;
-pub use ir::protocol_name;
+pub use ir::{protocol_name, protocol_words};
 pub use mentioned::mentioned_ports;
 pub use selector::{Accounts, BadSelector, Namespaces, PodSelector, Selector};
 pub use services::{frontend_text, is_local, row_of_set, service_address, service_key};

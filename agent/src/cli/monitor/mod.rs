@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::names::Names as NamesFile;
 use super::output::{self, Format};
 use super::{Outcome, Paths};
-use crate::datapath::{Claim, DatapathError, EventSource, Events, Reader, decode_event, sys};
+use crate::datapath::{Claim, DatapathError, EventSource, Events, Reader, sys};
 use crate::monitor::{Clock, Filter, Hello, Lost, Names, PortFilter, Principal, Record, socket};
 use printer::Printer;
 
@@ -158,7 +158,7 @@ async fn follow_agent(printer: &RefCell<Printer>, stream: UnixStream, run_dir: &
                         output::note(&format!("events of the agent {version} of {node}, by {}", socket.display()));
                         printer.explain(sample);
                     }
-                    Record::Event(event) => printer.event(&event, &line),
+                    Record::Event(event) => printer.event(&event, || line),
                     Record::Missed { count, at } => printer.missed(count, at),
                     Record::Unknown => {}
                 }
@@ -192,13 +192,12 @@ async fn follow_kernel(printer: &RefCell<Printer>, paths: &Paths) -> anyhow::Res
         told = count;
         Ok(())
     };
-    let mut running = pin!(events.run(|records| {
+    let mut running = pin!(events.run(|events| {
         let clock = Clock::now();
         let mut printer = printer.borrow_mut();
-        for event in records.iter().filter_map(decode_event) {
-            let event = names.record(&event, clock);
-            let json = Record::Event(Box::new(event.clone())).text();
-            printer.event(&event, &json);
+        for event in events {
+            let event = names.record(event, clock);
+            printer.event(&event, || Record::Event(Box::new(event.clone())).text());
         }
         !printer.is_done()
     }));

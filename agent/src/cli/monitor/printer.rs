@@ -84,13 +84,13 @@ impl Printer {
     }
 
     /// Shows an event if it is wanted; `json`: the event as it came.
-    pub fn event(&mut self, event: &EventRecord, json: &str) {
+    pub fn event(&mut self, event: &EventRecord, json: impl FnOnce() -> String) {
         if self.is_done() || !self.filter.matches(event) {
             return;
         }
         let line = match self.format {
             Format::Table => event_line(event),
-            Format::Json => json.to_owned(),
+            Format::Json => json(),
         };
         if !self.tell_missed() || !self.offer(line) {
             self.unsaid.queue += 1;

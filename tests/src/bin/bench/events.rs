@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, MapData};
 use portcullis::datapath::testrun::ProbeMetadata;
-use portcullis::datapath::{Claim, MissedEvents, Sizes};
+use portcullis::datapath::{Claim, Reader, Sizes};
 use portcullis_common::Direction;
 use portcullis_common::abi::{ABI, config, names};
 use portcullis_tests::fixture::Fixture;
@@ -31,7 +31,7 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(events.run(|_| true))
     });
-    let missed = MissedEvents::open(fixture.folder()).expect("the counter");
+    let missed = Reader::open(fixture.folder()).expect("the maps");
     let words = fixture.folder().join(format!("v{ABI}")).join(names::CONFIG);
     let words = MapData::from_pin(words).expect("the configuration");
     let mut words: Array<_, u32> = aya::maps::Map::Array(words).try_into().expect("an array of words");
@@ -41,7 +41,7 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
     for _ in 0..ROUNDS {
         for (rate, samples) in [0, RATE].into_iter().zip(&mut samples) {
             words.set(config::EVENT_RATE, rate, 0).expect("a write");
-            let before = missed.count().expect("a count");
+            let before = missed.missed_events().expect("a count");
             let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), PACKETS);
             assert!(!result.passed, "it is denied");
             assert!(
@@ -49,7 +49,7 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
                 "a sample must last longer than a second"
             );
             if rate > 0 {
-                sent += u64::from(PACKETS) - (missed.count().expect("a count") - before);
+                sent += u64::from(PACKETS) - (missed.missed_events().expect("a count") - before);
             }
             samples.push(result.duration.as_secs_f64() * 1e9);
         }
