@@ -16,6 +16,7 @@ pub mod matrix;
 pub mod metrics;
 pub mod model;
 pub mod monitor;
+mod netlink;
 pub mod policy;
 pub mod sources;
 pub mod state;

@@ -5,15 +5,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlaBuffer, NlasIterator, parse_i32, parse_u8,
-};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NlaBuffer, NlasIterator, parse_u8};
+use portcullis_common::policy::protocol;
 
 use super::{Connection, Tuple};
+use crate::netlink;
 
 // Numbers of include/uapi/linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_{common,tcp}.h.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`
 const CT_NEW: u16 = 0x100;
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`
@@ -50,7 +48,6 @@ const NETLINK_HEADER_BYTES: usize = 16;
 /// `struct nfgenmsg`: family, version, resource id.
 const HEADER_BYTES: usize = 4;
 const NLA_F_NESTED: u16 = 0x8000;
-const TCP: u8 = 6;
 
 /// The content of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,25 +69,17 @@ pub(super) struct Message {
 
 /// The messages of a datagram; ends at the first that has no whole header.
 pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let packet = NetlinkBuffer::new_checked(rest).ok()?;
-        // At least a header's length, as `new_checked` has seen, so the loop advances.
-        let length = usize::try_from(packet.length()).ok()?;
-        let content = content(packet.message_type(), packet.payload());
-        let message = Message { sequence: packet.sequence_number(), content };
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
+    netlink::packets(datagram).map(|packet| Message {
+        sequence: packet.sequence_number(),
+        content: content(packet.message_type(), packet.payload()),
     })
 }
 
 fn content(message_type: u16, payload: &[u8]) -> Content {
+    if let Some(code) = netlink::end(message_type, payload) {
+        return Content::End(code);
+    }
     match message_type {
-        NLMSG_ERROR | NLMSG_DONE => {
-            // The kernel may leave out the code of a dump that ended well.
-            let code = payload.get(..4).and_then(|bytes| parse_i32(bytes).ok()).unwrap_or(0);
-            Content::End(code.saturating_neg())
-        }
         CT_NEW => connection(payload).map_or(Content::Other, Content::Connection),
         _ => Content::Other,
     }
@@ -166,7 +155,7 @@ fn ports_of(nested: &[u8]) -> Option<(u16, u16)> {
             _ => {}
         }
     }
-    (proto? == TCP).then_some((source?, destination?))
+    (proto? == protocol::TCP).then_some((source?, destination?))
 }
 
 /// What is told of a TCP connection's life.
@@ -248,7 +237,7 @@ fn encode_tuple(tuple: &Tuple) -> Vec<u8> {
     ]
     .concat();
     let ports = [
-        attribute(CTA_PROTO_NUM, &[TCP]),
+        attribute(CTA_PROTO_NUM, &[protocol::TCP]),
         attribute(CTA_PROTO_SRC_PORT, &tuple.source.port().to_be_bytes()),
         attribute(CTA_PROTO_DST_PORT, &tuple.destination.port().to_be_bytes()),
     ]

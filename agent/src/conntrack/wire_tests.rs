@@ -2,9 +2,7 @@ use super::*;
 
 /// A message as the kernel sent it.
 fn recorded(name: &str) -> Vec<u8> {
-    let mut lines = include_str!("recorded.txt").lines().map(|line| line.split_whitespace());
-    let hex = lines.find_map(|mut line| (line.next() == Some(name)).then(|| line.next())).flatten().unwrap();
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    netlink::recorded::datagram(include_str!("recorded.txt"), name)
 }
 
 fn content_of(message: &[u8]) -> Content {
@@ -102,23 +100,14 @@ fn cut_and_damaged_messages_neither_panic_nor_loop_nor_become_others() {
     for name in ["translated", "ipv6", "dump-end", "bad-request"] {
         let whole = recorded(name);
         let said = content_of(&whole);
-        for length in 0..whole.len() {
-            assert_eq!(messages(&whole[..length]).count(), 0, "{name} cut to {length}");
-            // The same with a header that agrees with the cut.
-            let mut cut = whole[..length].to_vec();
-            if let Some(field) = cut.get_mut(..4) {
-                field.copy_from_slice(&u32::try_from(length).unwrap().to_ne_bytes());
-            }
-            for message in messages(&cut) {
+        for (cut, agreeing) in netlink::recorded::cuts(&whole) {
+            assert_eq!(messages(cut).count(), 0, "{name} cut to {}", cut.len());
+            for message in messages(&agreeing) {
                 assert!(message.content == said || !matches!(message.content, Content::Connection(_)));
             }
         }
-        for position in 0..whole.len() {
-            for value in [0, 1, 0x7f, 0xff] {
-                let mut damaged = whole.clone();
-                damaged[position] = value;
-                assert!(messages(&damaged).count() <= whole.len() / 16, "{name} at {position}");
-            }
+        for damaged in netlink::recorded::damages(&whole) {
+            assert!(messages(&damaged).count() <= whole.len() / 16, "{name}: {damaged:x?}");
         }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-/// SYN.
-pub const SYN: u8 = 0x02;
-/// SYN and ACK.
-pub const SYN_ACK: u8 = 0x12;
+use portcullis_common::packet::{ethertype, tcp};
+use portcullis_common::policy::protocol::TCP;
 
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
-const TCP: u8 = 6;
+/// SYN.
+pub const SYN: u8 = tcp::SYN;
+/// SYN and ACK.
+pub const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
+
 const TCP_BYTES: u8 = 20;
 const HOPS: u8 = 64;
 
@@ -20,13 +20,13 @@ pub fn frame(source_mac: [u8; 6], source: SocketAddr, destination: SocketAddr, f
     frame.extend(source_mac);
     match (source.ip(), destination.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            frame.extend(IPV4);
+            frame.extend(ethertype::IPV4.to_be_bytes());
             frame.extend([0x45, 0, 0, 20 + TCP_BYTES, 0, 0, 0, 0, HOPS, TCP, 0, 0]);
             frame.extend(from.octets());
             frame.extend(to.octets());
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            frame.extend(IPV6);
+            frame.extend(ethertype::IPV6.to_be_bytes());
             frame.extend([0x60, 0, 0, 0, 0, TCP_BYTES, TCP, HOPS]);
             frame.extend(from.octets());
             frame.extend(to.octets());

@@ -6,17 +6,16 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NlaBuffer, NlasIterator,
-    Parseable, parse_i32, parse_string, parse_u32,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NlaBuffer, NlasIterator, Parseable,
+    parse_i32, parse_string, parse_u32,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{LinkKind, Mac};
+use crate::netlink;
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_NEWADDR: u16 = 20;
@@ -83,28 +82,18 @@ pub(super) struct Message {
 
 /// The messages of a datagram; ends at the first that has no whole header.
 pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let packet = NetlinkBuffer::new_checked(rest).ok()?;
-        // At least a header's length, as `new_checked` has seen, so the loop advances.
-        let length = usize::try_from(packet.length()).ok()?;
-        let message = Message {
-            sequence: packet.sequence_number(),
-            interrupted: packet.flags() & NLM_F_DUMP_INTR != 0,
-            content: content(packet.message_type(), packet.payload()),
-        };
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
+    netlink::packets(datagram).map(|packet| Message {
+        sequence: packet.sequence_number(),
+        interrupted: packet.flags() & NLM_F_DUMP_INTR != 0,
+        content: content(packet.message_type(), packet.payload()),
     })
 }
 
 fn content(message_type: u16, payload: &[u8]) -> Content {
+    if let Some(code) = netlink::end(message_type, payload) {
+        return Content::End(code);
+    }
     let parsed = match message_type {
-        NLMSG_ERROR | NLMSG_DONE => {
-            // The kernel may leave out the code of a dump that ended well.
-            let code = payload.get(..4).and_then(|bytes| parse_i32(bytes).ok()).unwrap_or(0);
-            Some(Content::End(code.saturating_neg()))
-        }
         RTM_NEWLINK => link(payload).map(Content::Link),
         RTM_DELLINK => link(payload).map(|record| Content::LinkGone(record.ifindex)),
         RTM_NEWADDR => address(payload).map(Content::Address),

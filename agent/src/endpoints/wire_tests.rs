@@ -2,10 +2,7 @@ use super::*;
 
 /// The recorded datagram of that name.
 fn recorded(name: &str) -> Vec<u8> {
-    let line =
-        include_str!("recorded.txt").lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    let hex = line.unwrap_or_else(|| panic!("no recorded message {name}")).as_bytes();
-    hex.chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    netlink::recorded::datagram(include_str!("recorded.txt"), name)
 }
 
 fn contents(name: &str) -> Vec<Content> {
@@ -78,21 +75,12 @@ fn cut_and_damaged_messages_neither_panic_nor_loop() {
         ["veth-in-bridge", "port-left-bridge", "point-to-point-address", "missing-link", "deleted-veth"]
     {
         let whole = recorded(name);
-        for length in 0..whole.len() {
-            assert_eq!(messages(&whole[..length]).count(), 0, "{name} cut to {length}");
-            // The same with a header that agrees with the cut.
-            let mut cut = whole[..length].to_vec();
-            if let Some(field) = cut.get_mut(..4) {
-                field.copy_from_slice(&u32::try_from(length).unwrap().to_ne_bytes());
-            }
-            assert!(messages(&cut).count() <= 1, "{name} cut to {length}");
+        for (cut, agreeing) in netlink::recorded::cuts(&whole) {
+            assert_eq!(messages(cut).count(), 0, "{name} cut to {}", cut.len());
+            assert!(messages(&agreeing).count() <= 1, "{name} cut to {}", cut.len());
         }
-        for position in 0..whole.len() {
-            for value in [0, 1, 0x7f, 0xff] {
-                let mut damaged = whole.clone();
-                damaged[position] = value;
-                assert!(messages(&damaged).count() <= whole.len() / 16, "{name} at {position}");
-            }
+        for damaged in netlink::recorded::damages(&whole) {
+            assert!(messages(&damaged).count() <= whole.len() / 16, "{name}: {damaged:x?}");
         }
     }
 }
