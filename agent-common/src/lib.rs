@@ -21,6 +21,8 @@
 )]
 
 pub mod abi;
+#[cfg(not(target_arch = "bpf"))]
+pub mod bytes;
 pub mod event;
 pub mod flow;
 pub mod identity;

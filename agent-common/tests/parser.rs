@@ -4,50 +4,14 @@
 #![allow(clippy::cast_possible_truncation, reason = "bytes of headers")]
 
 use portcullis_common::abi::Addr6;
+use portcullis_common::bytes::Bytes;
 use portcullis_common::packet::{
-    FragmentPart, Head, IcmpRole, Packet, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6,
-    parse_ipv6_direct,
+    FragmentPart, IcmpRole, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
 use portcullis_common::reason::Reason;
 
-/// A packet of which the first `linear` bytes can be accessed directly.
-struct Bytes<'a> {
-    bytes: &'a [u8],
-    linear: usize,
-}
-
-#[derive(Clone, Copy)]
-struct Start<'a>(&'a [u8]);
-
-impl Head for Start<'_> {
-    fn u8(&self, offset: usize) -> u8 {
-        self.0[offset]
-    }
-    fn u16(&self, offset: usize) -> u16 {
-        u16::from_be_bytes([self.0[offset], self.0[offset + 1]])
-    }
-    fn u32_be(&self, offset: usize) -> u32 {
-        u32::from_ne_bytes(self.0[offset..offset + 4].try_into().unwrap())
-    }
-}
-
-impl<'a> Packet for Bytes<'a> {
-    type Head = Start<'a>;
-    fn length(&self) -> u32 {
-        u32::try_from(self.bytes.len()).unwrap()
-    }
-    fn head(&self, bytes: usize) -> Option<Start<'a>> {
-        // Exactly what was asked for: a read beyond it panics.
-        (bytes <= self.linear).then(|| Start(&self.bytes[..bytes]))
-    }
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let offset = usize::try_from(offset).unwrap();
-        self.bytes.get(offset..offset + N)?.try_into().ok()
-    }
-}
-
 fn whole(bytes: &[u8]) -> Bytes<'_> {
-    Bytes { bytes, linear: bytes.len() }
+    Bytes::whole(bytes)
 }
 
 fn ethernet(kind: [u8; 2]) -> Vec<u8> {

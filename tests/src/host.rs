@@ -8,11 +8,12 @@ use std::rc::Rc;
 
 use portcullis::policy::{Desired, HostMaps};
 use portcullis_common::abi::{Addr6, Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
+use portcullis_common::bytes::Bytes;
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::judge::{Config, Family, Maps, Metadata, V4, V6};
 use portcullis_common::packet::{
-    FragmentPart, Head, Packet, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
+    FragmentPart, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
 use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey};
 use portcullis_common::process::{Action, Datapath, FlowRef, Transit, Work, walk};
@@ -84,7 +85,7 @@ impl Host {
 
     /// Walks a frame through a hook; `true`: it passes. As the programs' entry points do it.
     pub fn run(&self, hook: Direction, frame: &[u8], ingress_ifindex: u32) -> bool {
-        let bytes = Frame(frame);
+        let bytes = Bytes::whole(frame);
         if hook == Direction::Egress && frame[6..12] != self.endpoint.mac {
             return self.refused(Reason::SpoofedSource, hook);
         }
@@ -131,38 +132,6 @@ impl Host {
     fn refused(&self, reason: Reason, direction: Direction) -> bool {
         *self.drops.borrow_mut().entry((reason, direction)).or_default() += 1;
         false
-    }
-}
-
-/// A frame, all of it linear.
-struct Frame<'a>(&'a [u8]);
-
-#[derive(Clone, Copy)]
-struct Start<'a>(&'a [u8]);
-
-impl Head for Start<'_> {
-    fn u8(&self, offset: usize) -> u8 {
-        self.0[offset]
-    }
-    fn u16(&self, offset: usize) -> u16 {
-        u16::from_be_bytes([self.0[offset], self.0[offset + 1]])
-    }
-    fn u32_be(&self, offset: usize) -> u32 {
-        u32::from_ne_bytes(self.0[offset..offset + 4].try_into().expect("four bytes"))
-    }
-}
-
-impl<'a> Packet for Frame<'a> {
-    type Head = Start<'a>;
-    fn length(&self) -> u32 {
-        u32::try_from(self.0.len()).expect("a frame")
-    }
-    fn head(&self, bytes: usize) -> Option<Start<'a>> {
-        self.0.get(..bytes).map(Start)
-    }
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let offset = usize::try_from(offset).expect("an offset");
-        self.0.get(offset..offset + N)?.try_into().ok()
     }
 }
 

@@ -44,35 +44,8 @@ pub fn frame(source_mac: [u8; 6], source: SocketAddr, destination: SocketAddr, f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_common::packet::{Head, Packet, Parsed, parse_ipv4, parse_ipv6};
-
-    struct Frame(Vec<u8>);
-
-    impl Head for &Frame {
-        fn u8(&self, offset: usize) -> u8 {
-            self.0[offset]
-        }
-        fn u16(&self, offset: usize) -> u16 {
-            u16::from_be_bytes([self.0[offset], self.0[offset + 1]])
-        }
-        fn u32_be(&self, offset: usize) -> u32 {
-            u32::from_ne_bytes(self.0[offset..offset + 4].try_into().unwrap())
-        }
-    }
-
-    impl<'a> Packet for &'a Frame {
-        type Head = &'a Frame;
-        fn length(&self) -> u32 {
-            u32::try_from(self.0.len()).unwrap()
-        }
-        fn head(&self, bytes: usize) -> Option<&'a Frame> {
-            (bytes <= self.0.len()).then_some(*self)
-        }
-        fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-            let at = usize::try_from(offset).ok()?;
-            self.0.get(at..at + N)?.try_into().ok()
-        }
-    }
+    use portcullis_common::bytes::Bytes;
+    use portcullis_common::packet::{Parsed, parse_ipv4, parse_ipv6};
 
     fn says<A>(parsed: &Parsed<A>) -> (u8, u8, u16, u16) {
         (parsed.protocol, parsed.tcp_flags, parsed.source_port, parsed.destination_port)
@@ -81,16 +54,16 @@ mod tests {
     #[test]
     fn the_parser_reads_what_was_meant() {
         let [a, b] = ["10.0.0.2:4000", "10.0.0.3:80"].map(|text| text.parse().unwrap());
-        let built = Frame(frame([2; 6], a, b, SYN).unwrap());
-        let parsed = parse_ipv4(&&built).unwrap();
+        let built = frame([2; 6], a, b, SYN).unwrap();
+        let parsed = parse_ipv4(&Bytes::whole(&built)).unwrap();
         assert_eq!(says(&parsed), (6, SYN, 4000, 80));
         assert_eq!(parsed.source.to_ne_bytes(), [10, 0, 0, 2]);
         assert_eq!(parsed.destination.to_ne_bytes(), [10, 0, 0, 3]);
-        assert_eq!(built.0[6..12], [2; 6]);
+        assert_eq!(built[6..12], [2; 6]);
 
         let [a6, b6] = ["[fd00::2]:4000", "[fd00::3]:80"].map(|text| text.parse().unwrap());
-        let built = Frame(frame([2; 6], a6, b6, SYN_ACK).unwrap());
-        let parsed = parse_ipv6(&&built).unwrap();
+        let built = frame([2; 6], a6, b6, SYN_ACK).unwrap();
+        let parsed = parse_ipv6(&Bytes::whole(&built)).unwrap();
         assert_eq!(says(&parsed), (6, SYN_ACK, 4000, 80));
         assert_eq!((parsed.source.to_bytes()[15], parsed.destination.to_bytes()[15]), (2, 3));
         assert_eq!(frame([2; 6], a, b6, SYN), None);
