@@ -224,6 +224,14 @@ impl<'a> Agent<'a> {
         self.ns.run(|| get(path))
     }
 
+    /// Packets dropped for a reason, by the metrics.
+    pub fn dropped(&self, reason: &str) -> Result<u64> {
+        let (_, text) = self.get("/metrics")?;
+        let label = format!("reason=\"{reason}\"");
+        let of = |line: &&str| line.starts_with("portcullis_drops_total{") && line.contains(&label);
+        Ok(text.lines().filter(of).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    }
+
     /// Waits until `/readyz` says so; fails at once if the process ends.
     pub fn wait_ready(&mut self) -> Result<()> {
         let ns = self.ns;

@@ -1,7 +1,7 @@
 //! Running commands whose failure says which command it was and what it printed.
 
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -21,6 +21,18 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
     }
     let output = child.wait_with_output().with_context(|| format!("waiting for {command:?}"))?;
     checked(command, &output).with_context(|| format!("the input was:\n{input}"))
+}
+
+/// A process that is killed with it.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn checked(command: &Command, output: &Output) -> Result<String> {

@@ -51,6 +51,7 @@ pub mod random;
 #[allow(clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod reference;
 pub mod residue;
+pub mod shop;
 pub mod temp;
 pub mod traffic;
 #[cfg(feature = "agent")]

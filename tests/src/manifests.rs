@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::node::Pod;
 use crate::temp::TempDir;
 
 /// A folder of manifests; it goes when it is dropped.
@@ -28,6 +29,13 @@ pub struct PodObject<'a> {
     pub addresses: (Ipv4Addr, Ipv6Addr),
     /// The hour of the day in which its sandbox started: the later pod owns an address that two claim.
     pub started: u8,
+}
+
+impl<'a> PodObject<'a> {
+    /// One with the addresses of a pod of the harness, and an account of its own name.
+    pub fn of(namespace: &'a str, name: &'a str, pod: &Pod) -> Self {
+        Self { namespace, name, account: name, addresses: (pod.v4, pod.v6), started: 1 }
+    }
 }
 
 impl Manifests {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use portcullis::datapath::sys;
 use portcullis_tests::node::OUTSIDE;
+use portcullis_tests::shop::{DB_CLOSED, DB_OPEN_TO_API};
 use portcullis_tests::{Agent, Manifests, Network, Node, Pod, PodObject, eventually, privileged_test};
 
 /// For what must work.
@@ -18,35 +19,6 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 /// For what must not: long enough for an answer, and for one retransmission of a SYN.
 const NEVER: Duration = Duration::from_millis(1300);
 
-/// The database is open to the API's pods on TCP 5432, and to nobody else.
-const DB_POLICY: &str = "
-apiVersion: portcullis.dev/v1alpha1
-kind: IdentityPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  subject: {serviceAccounts: {names: [db]}}
-  ingress:
-    rules:
-    - name: api
-      action: Accept
-      from: [{serviceAccounts: {names: [api]}}]
-      protocols: [{tcp: {destinationPort: {number: 5432}}}]
-";
-
-/// The same, closed to everybody.
-const DB_CLOSED: &str = "
-apiVersion: portcullis.dev/v1alpha1
-kind: IdentityPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  subject: {serviceAccounts: {names: [db]}}
-  ingress: {rules: []}
-";
-
-fn object<'a>(namespace: &'a str, name: &'a str, pod: &Pod) -> PodObject<'a> {
-    PodObject { namespace, name, account: name, addresses: (pod.v4, pod.v6), started: 1 }
-}
-
 /// A node with the pods api, db and intruder, and the manifests that say so.
 fn shop(network: Network) -> Result<(Node, Manifests)> {
     let node = Node::with(network).pods(3).outside().build()?;
@@ -54,12 +26,12 @@ fn shop(network: Network) -> Result<(Node, Manifests)> {
     manifests.pods(
         "pods.yaml",
         &[
-            object("shop", "api", &node.pods[0]),
-            object("shop", "db", &node.pods[1]),
-            object("elsewhere", "intruder", &node.pods[2]),
+            PodObject::of("shop", "api", &node.pods[0]),
+            PodObject::of("shop", "db", &node.pods[1]),
+            PodObject::of("elsewhere", "intruder", &node.pods[2]),
         ],
     )?;
-    manifests.write("db.yaml", DB_POLICY)?;
+    manifests.write("db.yaml", DB_OPEN_TO_API)?;
     Ok((node, manifests))
 }
 
@@ -77,15 +49,6 @@ fn metric(agent: &Agent<'_>, line: &str) -> Result<f64> {
 const INTRUDER_DENIED: &str = "portcullis_decisions_total{destination_namespace=\"shop\",\
      destination_service_account=\"db\",direction=\"ingress\",source_namespace=\"elsewhere\",\
      source_service_account=\"intruder\",verdict=\"deny\"}";
-
-/// Packets dropped for a reason that no restart may cause.
-fn dropped(agent: &Agent<'_>, reason: &str) -> Result<u64> {
-    let (_, text) = agent.get("/metrics")?;
-    let start = "portcullis_drops_total{";
-    let label = format!("reason=\"{reason}\"");
-    let lines = text.lines().filter(|line| line.starts_with(start) && line.contains(&label));
-    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
-}
 
 fn db_is_open_to_the_api_only(network: Network, args: &[&str]) -> Result<()> {
     let (node, manifests) = shop(network)?;
@@ -165,7 +128,7 @@ fn a_policy_that_changes_holds_for_new_and_for_established_connections() -> Resu
             );
             ensure!(api.ns.tcp_exchange(at, NEVER).is_err(), "a new connection was let in");
 
-            manifests.write("db.yaml", DB_POLICY)?;
+            manifests.write("db.yaml", DB_OPEN_TO_API)?;
             eventually("the API to be let in again", || {
                 api.ns.tcp_exchange(at, Duration::from_millis(500)).is_ok()
             })?;
@@ -180,7 +143,7 @@ fn a_policy_that_changes_holds_for_new_and_for_established_connections() -> Resu
             eventually("the intruder to be let in", || {
                 intruder.ns.tcp_exchange(at, Duration::from_millis(500)).is_ok()
             })?;
-            manifests.write("db.yaml", DB_POLICY)?;
+            manifests.write("db.yaml", DB_OPEN_TO_API)?;
             eventually("the intruder to be refused again", || {
                 intruder.ns.tcp_exchange(at, Duration::from_millis(300)).is_err()
             })?;
@@ -201,7 +164,7 @@ fn a_killed_agent_leaves_enforcement_and_connections_and_its_restart_disturbs_no
         let mut established = api.ns.tcp_connect(at, SOON)?;
         established.exchange(SOON)?;
         let no_drops = |agent: &Agent<'_>| -> Result<[u64; 2]> {
-            Ok([dropped(agent, "no-policy")?, dropped(agent, "no-flow")?])
+            Ok([agent.dropped("no-policy")?, agent.dropped("no-flow")?])
         };
         let drops = no_drops(&agent)?;
 
@@ -290,20 +253,20 @@ fn a_start_with_a_file_that_does_not_parse_loses_neither_enforcement_nor_names_n
         eventually("the mistake to be reported", || {
             metric(&agent, "portcullis_source_errors").is_ok_and(|errors| errors >= 1.0)
         })?;
-        let drops = dropped(&agent, "no-policy")?;
+        let drops = agent.dropped("no-policy")?;
         // Through several rounds of housekeeping.
         let begun = std::time::Instant::now();
         while begun.elapsed() < Duration::from_secs(3) {
             api.ns.tcp_exchange(at, AT_ONCE).context("what is permitted stays so")?;
         }
         ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err(), "what is forbidden stays so");
-        ensure!(dropped(&agent, "no-policy")? <= drops, "rows in force were taken away");
+        ensure!(agent.dropped("no-policy")? <= drops, "rows in force were taken away");
         ensure!(metric(&agent, INTRUDER_DENIED)? > denied, "the series keeps its names");
         ensure!(names()? == before, "names and bindings are the earlier agent's");
         let status = agent.cli(["status"]).err().map(|error| format!("{error:#}")).unwrap_or_default();
         ensure!(status.contains("db.yaml"), "the file in the status:\n{status}");
 
-        manifests.write("db.yaml", DB_POLICY)?;
+        manifests.write("db.yaml", DB_OPEN_TO_API)?;
         agent.wait_ready()?;
         api.ns.tcp_exchange(at, AT_ONCE)?;
         ensure!(intruder.ns.tcp_exchange(at, NEVER).is_err());
@@ -375,8 +338,8 @@ fn an_address_belongs_to_the_pod_whose_sandbox_is_newer_whatever_the_order_of_ev
                 addresses: (v4, v6),
                 started,
             };
-            manifests.pods("db.pod.yaml", &[object("shop", "db", &node.pods[1])])?;
-            manifests.write("db.yaml", DB_POLICY)?;
+            manifests.pods("db.pod.yaml", &[PodObject::of("shop", "db", &node.pods[1])])?;
+            manifests.write("db.yaml", DB_OPEN_TO_API)?;
             let accounts = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: api, namespace: shop}\n---\n\
                             apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: old, namespace: shop}\n";
             manifests.write("accounts.yaml", accounts)?;
@@ -429,7 +392,7 @@ fn a_file_that_does_not_parse_is_named_and_its_last_good_state_stays_in_force() 
         let _server = node.pods[1].ns.tcp_echo(at)?;
         manifests.write(
             "db.yaml",
-            &DB_POLICY.replace("serviceAccounts: {names: [db]}", "serviceAccount: {names: [db]}"),
+            &DB_OPEN_TO_API.replace("serviceAccounts: {names: [db]}", "serviceAccount: {names: [db]}"),
         )?;
         eventually("the mistake to be reported", || {
             metric(&agent, "portcullis_source_errors").is_ok_and(|errors| errors >= 1.0)
@@ -441,7 +404,7 @@ fn a_file_that_does_not_parse_is_named_and_its_last_good_state_stays_in_force() 
         }
         node.pods[0].ns.tcp_exchange(at, SOON)?;
         ensure!(node.pods[2].ns.tcp_exchange(at, NEVER).is_err(), "a typo opened the database");
-        manifests.write("db.yaml", DB_POLICY)?;
+        manifests.write("db.yaml", DB_OPEN_TO_API)?;
         eventually("the mistake to be gone", || agent.cli(["status"]).is_ok())
     })
 }
@@ -490,7 +453,8 @@ fn an_interface_whose_pod_is_unknown_is_closed_until_the_pod_is_known() -> Resul
         ensure!(node.pods[0].ns.tcp_exchange(there, NEVER).is_err(), "an unknown pod received");
         node.ns.tcp_exchange(there, SOON).context("the node reaches it all the same")?;
         let received = db.received();
-        manifests.pods("late.yaml", &[PodObject { account: "late", ..object("late", "late", late) }])?;
+        manifests
+            .pods("late.yaml", &[PodObject { account: "late", ..PodObject::of("late", "late", late) }])?;
         eventually("the pod to be known", || {
             node.pods[0].ns.tcp_exchange(there, Duration::from_millis(500)).is_ok()
         })?;

@@ -5,22 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::{
-    Agent, Manifests, Network, Node, PodObject, eventually, eventually_within, privileged_test,
-};
+use portcullis_tests::shop::{DB_ISOLATED, api_and_db};
+use portcullis_tests::{Agent, Manifests, Node, PodObject, eventually, eventually_within, privileged_test};
 
 /// For what must work.
 const SOON: Duration = Duration::from_secs(5);
 /// For what must not: long enough for an answer, and for one retransmission of a SYN.
 const NEVER: Duration = Duration::from_millis(1300);
-
-/// Nobody may reach the database.
-const DB_CLOSED: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: db, namespace: shop}
-spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
-";
 
 fn config(mode: &str) -> String {
     format!(
@@ -31,18 +22,7 @@ fn config(mode: &str) -> String {
 
 /// A node with the pods api and db, of which the database is closed.
 fn shop() -> Result<(Node, Manifests)> {
-    let node = Node::with(Network::Routed).pods(2).build()?;
-    let manifests = Manifests::new()?;
-    let object = |name, index: usize| PodObject {
-        namespace: "shop",
-        name,
-        account: name,
-        addresses: (node.pods[index].v4, node.pods[index].v6),
-        started: 1,
-    };
-    manifests.pods("pods.yaml", &[object("api", 0), object("db", 1)])?;
-    manifests.write("db.yaml", DB_CLOSED)?;
-    Ok((node, manifests))
+    api_and_db(DB_ISOLATED)
 }
 
 /// Whether a line is among the metrics.

@@ -2,14 +2,16 @@
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use portcullis_tests::command::Running;
 use portcullis_tests::poll::PATIENCE;
-use portcullis_tests::{Agent, Manifests, Network, Node, PodObject, eventually, privileged_test};
+use portcullis_tests::shop::api_and_db;
+use portcullis_tests::{Agent, Manifests, Node, eventually, privileged_test};
 use serde_json::Value;
 
 /// Long enough for a SYN and its first retransmission.
@@ -30,18 +32,7 @@ spec: {mode: Audit, subject: {serviceAccounts: {names: [api]}}, egress: {rules: 
 
 /// A node with the pods api and db of the namespace shop.
 fn shop() -> Result<(Node, Manifests)> {
-    let node = Node::with(Network::Routed).pods(2).build()?;
-    let manifests = Manifests::new()?;
-    let object = |name, index: usize| PodObject {
-        namespace: "shop",
-        name,
-        account: name,
-        addresses: (node.pods[index].v4, node.pods[index].v6),
-        started: 1,
-    };
-    manifests.pods("pods.yaml", &[object("api", 0), object("db", 1)])?;
-    manifests.write("policies.yaml", POLICIES)?;
-    Ok((node, manifests))
+    api_and_db(POLICIES)
 }
 
 /// Lines, as the JSON that they are, or as text.
@@ -49,7 +40,7 @@ type Lines = Arc<Mutex<Vec<Value>>>;
 
 /// A running `portcullis monitor`. Dropped, it is killed.
 struct Monitor {
-    child: Child,
+    child: Running,
     out: Lines,
     err: Lines,
 }
@@ -71,7 +62,7 @@ impl Monitor {
         let mut child = agent.start_command([&["monitor"], args].concat())?;
         let err = Lines::default();
         collect(child.stderr.take().context("a pipe")?, &err);
-        let monitor = Self { child, out: Lines::default(), err };
+        let monitor = Self { child: Running(child), out: Lines::default(), err };
         monitor.says("events")?;
         Ok(monitor)
     }
@@ -84,7 +75,7 @@ impl Monitor {
 
     /// Begins to read its output.
     fn read(&mut self) -> Result<()> {
-        collect(self.child.stdout.take().context("a pipe")?, &self.out);
+        collect(self.child.0.stdout.take().context("a pipe")?, &self.out);
         Ok(())
     }
 
@@ -149,7 +140,7 @@ impl Monitor {
     /// Waits for its end.
     fn ended(&mut self) -> Result<ExitStatus> {
         let mut status = None;
-        let child = &mut self.child;
+        let child = &mut self.child.0;
         eventually("the end of the monitor", || {
             status = child.try_wait().ok().flatten();
             status.is_some()
@@ -163,8 +154,6 @@ impl Drop for Monitor {
         if thread::panicking() {
             eprintln!("--- the monitor said\n{}\n---", self.said());
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -281,7 +270,7 @@ fn denied_and_audited_connections_show_with_names_and_rules_and_filters_hold() -
 fn allowed_flows_show_as_sampled_and_who_asks_for_them_is_told() -> Result<()> {
     privileged_test(|| {
         let (node, manifests) = shop()?;
-        manifests.write("policies.yaml", "")?;
+        manifests.write("db.yaml", "")?;
         let mut agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
         let server = node.pods[1].ns.udp_echo(SocketAddr::new(node.pods[1].v4.into(), 5353))?;
         {
@@ -310,7 +299,7 @@ fn allowed_flows_show_as_sampled_and_who_asks_for_them_is_told() -> Result<()> {
 fn an_answer_that_is_denied_shows_who_opened_the_flow() -> Result<()> {
     privileged_test(|| {
         let (node, manifests) = shop()?;
-        manifests.write("policies.yaml", "")?;
+        manifests.write("db.yaml", "")?;
         let agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
         let [api, db] = [&node.pods[0], &node.pods[1]];
         let at = SocketAddr::new(db.v4.into(), 5353);
@@ -322,7 +311,7 @@ fn an_answer_that_is_denied_shows_who_opened_the_flow() -> Result<()> {
         client.send_to(b"question", at)?;
         let (_, from) = server.recv_from(&mut [0; 64])?;
         let monitor = Monitor::start(&agent, &["-o", "json"])?;
-        manifests.write("policies.yaml", POLICIES)?;
+        manifests.write("db.yaml", POLICIES)?;
         let denied = [
             ("/verdict", "deny"),
             ("/direction", "ingress"),
@@ -350,7 +339,7 @@ fn a_monitor_whose_reader_goes_ends_without_an_event_and_without_a_word() -> Res
         let agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
         let mut monitor = Monitor::unread(&agent, &[])?;
         monitor.forget();
-        drop(monitor.child.stdout.take());
+        drop(monitor.child.0.stdout.take());
         ensure!(monitor.ended()?.success());
         ensure!(monitor.said().is_empty(), "{}", monitor.said());
         Ok(())

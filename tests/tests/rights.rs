@@ -8,9 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::agent::binary;
-use portcullis_tests::{
-    Agent, Manifests, Network, Node, PodObject, TempDir, deploy, eventually, privileged_test,
-};
+use portcullis_tests::shop::{DB_ISOLATED, api_and_db};
+use portcullis_tests::{Agent, Node, TempDir, deploy, eventually, privileged_test};
 use serde_json::Value;
 
 /// The capabilities that the DaemonSet adds.
@@ -53,14 +52,6 @@ fn confined(folder: &TempDir, capabilities: &[String]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Nobody may reach the database.
-const DB_CLOSED: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: db, namespace: shop}
-spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
-";
-
 /// Runs `portcullis monitor`, as `kubectl exec` would in the agent's container, until it has shown a denied packet; returns
 /// what it says on standard error.
 fn denial_shown(agent: &Agent<'_>, node: &Node) -> Result<String> {
@@ -89,17 +80,7 @@ fn four_capabilities_and_a_read_only_root_are_enough() -> Result<()> {
     privileged_test(|| {
         let folder = TempDir::new()?;
         let granted = granted()?;
-        let node = Node::with(Network::Routed).pods(2).build()?;
-        let manifests = Manifests::new()?;
-        let object = |name, index: usize| PodObject {
-            namespace: "shop",
-            name,
-            account: name,
-            addresses: (node.pods[index].v4, node.pods[index].v6),
-            started: 1,
-        };
-        manifests.pods("pods.yaml", &[object("api", 0), object("db", 1)])?;
-        manifests.write("db.yaml", DB_CLOSED)?;
+        let (node, manifests) = api_and_db(DB_ISOLATED)?;
         let confined = confined(&folder, &granted)?;
         let mut agent = Agent::on(&node.ns).binary(confined).manifests(manifests.path()).start()?;
 

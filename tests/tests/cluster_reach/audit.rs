@@ -1,13 +1,14 @@
 //! From Audit, as it is installed, to Enforce: what passed and was counted is refused, and what was open is cut.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::Cluster;
+use portcullis_tests::command::Running;
 use portcullis_tests::eventually;
 use portcullis_tests::installed::metric;
 
@@ -17,7 +18,7 @@ use crate::shop::{PORT, SHOP};
 /// A connection of an intruder to a database, over which it asks again and again.
 #[derive(Debug)]
 pub struct Held {
-    client: Child,
+    _client: Running,
     answers: Arc<AtomicU64>,
 }
 
@@ -34,7 +35,7 @@ impl Held {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("kubectl exec")?;
         let output = client.stdout.take().context("the output of kubectl exec")?;
         let answers = Arc::new(AtomicU64::new(0));
-        let held = Self { client, answers: Arc::clone(&answers) };
+        let held = Self { _client: Running(client), answers: Arc::clone(&answers) };
         thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
                 // The first line of an answer, after what the one before ended with.
@@ -65,14 +66,6 @@ impl Held {
         denied(cluster, 4.0)?;
         ensure!(self.answers() == answers, "the audited connection was answered after it was denied");
         Ok(())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.client.kill();
-        let _ = self.client.wait();
     }
 }
 

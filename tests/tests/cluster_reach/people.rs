@@ -1,11 +1,12 @@
 //! What a person sees: a dump with names, from the agent's own pod and from a debugging one, and denials as they happen.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::{Cluster, names};
+use portcullis_tests::command::Running;
 use portcullis_tests::eventually;
 use portcullis_tests::installed::NAMESPACE;
 use portcullis_tests::lifecycle::LivePod;
@@ -19,17 +20,6 @@ fn agent(cluster: &Cluster, node: usize) -> Result<String> {
     let selector = format!("--field-selector=spec.nodeName={}", names::node(node));
     let agents = ["--namespace", NAMESPACE, "get", "pods", &selector, "--output=name"];
     Ok(cluster.kubectl(agents)?.trim().to_owned())
-}
-
-/// A process that ends with it.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // One that has ended is what was wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Watches the denials of an agent by `kubectl exec` while the intruder tries.

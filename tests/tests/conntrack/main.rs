@@ -14,11 +14,12 @@ use anyhow::{Context, Result, ensure};
 use portcullis_tests::command::run;
 use portcullis_tests::node::OUTSIDE;
 use portcullis_tests::packets::flags;
+use portcullis_tests::shop::DB_CLOSED;
 use portcullis_tests::{Agent, Network, PodObject, eventually, privileged_test};
 
 use pair::{Pair, Speaker};
 use raw::Raw;
-use scene::{DB_CLOSED, MASQUERADED, POLICIES, Shop, VIP, both, dropped, forget_flows, outside_at};
+use scene::{MASQUERADED, Shop, VIP, both, forget_flows, outside_at, policies};
 
 /// For what must work, if need be by a retransmission.
 const SOON: Duration = Duration::from_secs(5);
@@ -59,7 +60,7 @@ fn permitted_connections_that_were_open_before_the_first_start_live_on_and_forbi
         for pair in &mut permitted {
             pair.talk(AT_ONCE)?;
         }
-        ensure!(dropped(&agent, "no-flow")? == 0, "a permitted connection had to send again");
+        ensure!(agent.dropped("no-flow")? == 0, "a permitted connection had to send again");
         for pair in &mut forbidden {
             pair.is_cut()?;
         }
@@ -157,9 +158,9 @@ fn a_permitted_connection_survives_the_loss_of_its_flow_whoever_speaks_first() -
                     for pod in lost {
                         forget_flows(&agent, pod)?;
                     }
-                    let before = dropped(&agent, "no-flow")?;
+                    let before = agent.dropped("no-flow")?;
                     pair.say(speaker, SOON).with_context(|| agent.logs())?;
-                    ensure!(dropped(&agent, "no-flow")? > before, "it was not lost: {}", pair.what);
+                    ensure!(agent.dropped("no-flow")? > before, "it was not lost: {}", pair.what);
                     pair.talk(AT_ONCE).context("once its flow is there again")?;
                 }
             }
@@ -180,7 +181,7 @@ fn a_connection_that_lost_its_flow_is_judged_under_the_policy_of_now() -> Result
             eventually("the database to be closed", || pair.say(Speaker::Client, AT_ONCE).is_err())?;
             forget_flows(&agent, db)?;
             pair.is_cut()?;
-            shop.manifests.write("policies.yaml", POLICIES)?;
+            shop.manifests.write("policies.yaml", &policies())?;
             // What waited is sent again.
             eventually("the connection to go on", || {
                 let _ = pair.server.set_read_timeout(Some(SOON));
@@ -267,7 +268,7 @@ fn acknowledgements_alone_get_an_egress_denied_pod_nowhere_with_conntrack_at_wor
         let agent = shop.agent(&[])?;
         let inside = Raw::new(&hermit.ns, hermit.v4)?;
         let outside = Raw::new(shop.outside()?, OUTSIDE.0)?;
-        let before = dropped(&agent, "no-flow")?;
+        let before = agent.dropped("no-flow")?;
         for round in 0..3 {
             for _ in 0..5 {
                 inside.send(7000, (OUTSIDE.0, 80), flags::ACK)?;
@@ -278,7 +279,7 @@ fn acknowledgements_alone_get_an_egress_denied_pod_nowhere_with_conntrack_at_wor
             ensure!(!outside.sees(7000, 80, NEVER)?, "an ACK got out in round {round}");
             ensure!(!inside.sees(80, 7000, Duration::from_millis(1))?, "an ACK got in in round {round}");
         }
-        ensure!(dropped(&agent, "no-flow")? >= before + 45, "all of them were seen and dropped");
+        ensure!(agent.dropped("no-flow")? >= before + 45, "all of them were seen and dropped");
 
         // With the switch off they pass, and conntrack takes them for connections, which it has not seen begin.
         agent.cli(["mode", "off"])?;

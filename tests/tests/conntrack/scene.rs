@@ -10,6 +10,7 @@ use portcullis::datapath::Reader;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_tests::command::run;
 use portcullis_tests::node::{NODE, OUTSIDE};
+use portcullis_tests::shop::DB_OPEN_TO_API;
 use portcullis_tests::{Agent, Manifests, Namespace, Network, Node, Pod, PodObject};
 
 /// Addresses of a service in front of the database.
@@ -18,35 +19,18 @@ pub const VIP: (Ipv4Addr, Ipv6Addr) =
 /// As [`VIP`], and the node puts its own address in place of the client's.
 pub const MASQUERADED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
 
-/// The database takes connections of the API only. The hermit opens none, and takes any.
-pub const POLICIES: &str = "
-apiVersion: portcullis.dev/v1alpha1
-kind: IdentityPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  subject: {serviceAccounts: {names: [db]}}
-  ingress:
-    rules:
-    - name: api
-      action: Accept
-      from: [{serviceAccounts: {names: [api]}}]
-      protocols: [{tcp: {destinationPort: {number: 5432}}}]
----
+/// The hermit opens no connection, and takes any.
+const HERMIT: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: hermit, namespace: elsewhere}
 spec: {podSelector: {matchLabels: {app: hermit}}, policyTypes: [Egress]}
 ";
 
-/// Nobody may use the database.
-pub const DB_CLOSED: &str = "
-apiVersion: portcullis.dev/v1alpha1
-kind: IdentityPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  subject: {serviceAccounts: {names: [db]}}
-  ingress: {rules: []}
-";
+/// The database takes connections of the API only, and the hermit opens none.
+pub fn policies() -> String {
+    format!("{DB_OPEN_TO_API}---{HERMIT}")
+}
 
 /// A node with the pods api, db, intruder and hermit, and the manifests that say so.
 pub struct Shop {
@@ -59,13 +43,7 @@ impl Shop {
     pub fn new(network: Network) -> Result<Self> {
         let node = Node::with(network).pods(4).outside().build()?;
         let manifests = Manifests::new()?;
-        let object = |namespace, name, index: usize| PodObject {
-            namespace,
-            name,
-            account: name,
-            addresses: (node.pods[index].v4, node.pods[index].v6),
-            started: 1,
-        };
+        let object = |namespace, name, index: usize| PodObject::of(namespace, name, &node.pods[index]);
         manifests.pods(
             "pods.yaml",
             &[
@@ -75,7 +53,7 @@ impl Shop {
                 object("elsewhere", "hermit", 3),
             ],
         )?;
-        manifests.write("policies.yaml", POLICIES)?;
+        manifests.write("policies.yaml", &policies())?;
         Ok(Self { node, manifests })
     }
 
@@ -130,14 +108,6 @@ pub fn both(pod: &Pod, port: u16) -> [SocketAddr; 2] {
 
 pub fn outside_at(port: u16) -> [SocketAddr; 2] {
     [SocketAddr::new(OUTSIDE.0.into(), port), SocketAddr::new(OUTSIDE.1.into(), port)]
-}
-
-/// Packets dropped for a reason.
-pub fn dropped(agent: &Agent<'_>, reason: &str) -> Result<u64> {
-    let (_, text) = agent.get("/metrics")?;
-    let label = format!("reason=\"{reason}\"");
-    let lines = text.lines().filter(|l| l.starts_with("portcullis_drops_total{") && l.contains(&label));
-    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
 }
 
 /// Takes every flow out of the pinned tables, as if newer ones had pushed them out.
