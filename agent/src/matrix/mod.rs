@@ -6,7 +6,6 @@
 mod addresses;
 mod cast;
 mod cells;
-mod port;
 
 use std::collections::BTreeSet;
 
@@ -14,8 +13,8 @@ use ipnet::IpNet;
 use portcullis_common::Verdict;
 use portcullis_common::abi::Mode;
 
+pub use crate::policy::Port;
 pub use cells::{MEANINGS, Tables};
-pub use port::{BadPort, Port};
 
 use crate::identity::Numbers;
 use crate::policy::{HostMaps, compile, mentioned_ports};

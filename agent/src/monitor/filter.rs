@@ -5,6 +5,7 @@ use std::str::FromStr;
 use portcullis_common::Kind;
 
 use super::{EventRecord, Party};
+use crate::policy::{Port, protocol_words};
 
 /// The events that are wanted; the empty filter wants all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,14 +89,14 @@ impl FromStr for Principal {
 /// A port with or without a protocol: `80`, `TCP/80`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortFilter {
-    protocol: Option<&'static str>,
+    protocol: Option<String>,
     number: u16,
 }
 
 impl PortFilter {
     fn fits(&self, event: &EventRecord) -> bool {
         event.destination.port == Some(self.number)
-            && self.protocol.is_none_or(|protocol| protocol == event.protocol)
+            && self.protocol.as_ref().is_none_or(|protocol| *protocol == event.protocol)
     }
 }
 
@@ -108,15 +109,12 @@ impl FromStr for PortFilter {
     type Err = BadPort;
 
     fn from_str(text: &str) -> Result<Self, BadPort> {
-        let (protocol, number) = match text.split_once('/') {
-            None => (None, text),
-            Some((name, number)) => {
-                let known = ["tcp", "udp", "sctp"].into_iter().find(|known| known.eq_ignore_ascii_case(name));
-                (Some(known.ok_or(BadPort)?), number)
-            }
-        };
-        match number.parse() {
-            Ok(number) if number != 0 => Ok(Self { protocol, number }),
+        if text.contains('/') {
+            let Port { protocol, number } = text.parse().map_err(|_| BadPort)?;
+            return Ok(Self { protocol: Some(protocol_words(protocol)), number });
+        }
+        match text.parse() {
+            Ok(number) if number != 0 => Ok(Self { protocol: None, number }),
             _ => Err(BadPort),
         }
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use portcullis_common::policy::{PortKey, protocol};
 
-use crate::policy::protocol_name;
+use super::protocol_name;
 
 /// A protocol and a destination port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
