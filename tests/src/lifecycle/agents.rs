@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, names};
 use crate::command::run;
 use crate::installed::{METRICS, NAMESPACE, metric_of};
 use crate::poll::eventually_within;
@@ -40,6 +40,13 @@ impl Agents<'_> {
                 comm.trim_end() == "portcullis" && net.is_ok_and(|net| net == inode)
             })
             .collect())
+    }
+
+    /// The pod of a node's agent, as kubectl names it.
+    pub fn pod(self, node: usize) -> Result<String> {
+        let selector = format!("--field-selector=spec.nodeName={}", names::node(node));
+        let pods = ["--namespace", NAMESPACE, "get", "pods", &selector, "--output=name"];
+        Ok(self.0.kubectl(pods)?.trim().to_owned())
     }
 
     /// Whether a node's agent says that it is ready.

@@ -11,10 +11,6 @@ use anyhow::{Context, Result, ensure};
 const END: &str = "all tries are done";
 /// A connection that took longer than this lost its first SYN: the kernel sends the second after a second.
 const SECOND_SYN: f64 = 0.9;
-/// One of so many tries may get no answer in time after the first answer. It was seen once in five runs, of one pod for
-/// three seconds, while other tests kept the machine busy; why is not known yet, and the counters of the agents are noted
-/// with it.
-const MOST_LATE: usize = 200;
 /// A held connection is silent if no answer came for so long: whoever holds it opens another one after three seconds.
 const SILENCE: f64 = 3.0;
 
@@ -97,8 +93,6 @@ pub struct Findings {
     pub passed_early: usize,
     /// Permitted tries that were refused before the first that passed.
     pub refused_early: usize,
-    /// Permitted tries that were not answered in time after the first that passed.
-    pub refused_late: usize,
     /// Permitted connections that needed a second SYN.
     pub delayed: usize,
     /// SYNs that permitted pods had to send again after every target had answered them once.
@@ -116,13 +110,12 @@ pub struct Findings {
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sequences, tries, passed_early, refused_early, delayed, longest_wait, .. } = self;
-        let Self { held, answers, reopened, lost_late, refused_late, .. } = self;
+        let Self { held, answers, reopened, lost_late, .. } = self;
         write!(
             f,
             "{sequences} sequences of {tries} tries: {passed_early} passed before the first refusal, {refused_early} \
              refused before the first answer, {delayed} took a second, longest wait {longest_wait:.2} s, {lost_late} SYNs \
-             lost later, {refused_late} tries without an answer then; {held} pods \
-             held a connection: {answers} answers, opened again {reopened} times"
+             lost later; {held} pods held a connection: {answers} answers, opened again {reopened} times"
         )
     }
 }
@@ -197,21 +190,28 @@ impl Tries {
         Ok(findings)
     }
 
-    /// What was refused although it is permitted; an error if more was after the first answer than a busy machine loses.
-    pub fn permitted(&self) -> Result<Findings> {
+    /// The tries that were answered: pod, target, and seconds of the machine's clock before and after.
+    pub fn answered(&self) -> impl Iterator<Item = (&str, &str, f64, f64)> {
+        self.tries.iter().flat_map(|((pod, target), tries)| {
+            let answered = tries.iter().filter(|one| one.passed);
+            answered.map(|one| (pod.as_str(), target.as_str(), one.from, one.to))
+        })
+    }
+
+    /// What was refused although it is permitted; an error if anything was after the first answer. `unknown`: whether the
+    /// agent of a pod did not know the pod yet at some time, if that is known: an answer may have come before that, while
+    /// no program was there.
+    pub fn permitted(&self, unknown: impl Fn(&str, f64) -> bool) -> Result<Findings> {
         let mut findings = self.count()?;
-        let mut late = Vec::new();
         // By pod: when the last of its targets had answered for the first time, the SYNs sent again by then, and in all.
         let mut pods: BTreeMap<&str, (f64, u64, u64)> = BTreeMap::new();
         for ((pod, target), tries) in &self.tries {
-            let early = tries.iter().take_while(|one| !one.passed).count();
+            let judged = tries.iter().skip_while(|one| unknown(pod, one.from));
+            let early = tries.len() - judged.skip_while(|one| !one.passed).count();
             let first =
                 tries.get(early).with_context(|| format!("{pod} -> {target} never passed: {tries:?}"))?;
             let later = tries[early..].iter().filter(|one| !one.passed).count();
-            if later > 0 {
-                late.push(format!("{pod} -> {target}, {later} times: {tries:?}"));
-            }
-            findings.refused_late += later;
+            ensure!(later == 0, "{pod} -> {target} was refused {later} times after an answer: {tries:?}");
             findings.refused_early += early;
             findings.delayed +=
                 tries.iter().filter(|one| one.passed && one.to - one.from > SECOND_SYN).count();
@@ -222,12 +222,6 @@ impl Tries {
             }
             *in_all = tries.iter().map(|one| one.resent).fold(*in_all, u64::max);
         }
-        ensure!(
-            findings.refused_late * MOST_LATE <= findings.tries,
-            "{} of {} tries were refused after an answer: {late:?}",
-            findings.refused_late,
-            findings.tries
-        );
         // A busy machine loses packets too, so this is told and not judged: whether it was a verdict, the counters of the
         // agents say. (The SYNs of a held connection count as well, and cannot be told from those of the tries.)
         let tried = pods.iter().filter(|(pod, _)| !self.held.contains_key(**pod));
@@ -292,23 +286,37 @@ mod tests {
 
     #[test]
     fn what_is_refused_before_the_first_answer_is_counted_and_after_it_is_wrong() {
-        let found = tries(&[ON, "try db 0.1 1.2 passed 1; try db 1.3 1.4 passed 1"]).permitted().unwrap();
+        let found =
+            tries(&[ON, "try db 0.1 1.2 passed 1; try db 1.3 1.4 passed 1"]).permitted(|_, _| false).unwrap();
         assert_eq!((found.sequences, found.refused_early, found.delayed), (2, 1, 1));
         assert_eq!((found.held, found.answers, found.reopened), (1, 2, 1));
         assert!((found.longest_wait - 3.1).abs() < 0.01, "{found}");
         for wrong in ["try db 0.1 0.2 passed 0; try db 0.3 3.3 refused 1", "try db 0.1 3.1 refused 1"] {
-            assert!(tries(&[ON, wrong]).permitted().is_err(), "{wrong}");
+            assert!(tries(&[ON, wrong]).permitted(|_, _| false).is_err(), "{wrong}");
         }
-        let silent = tries(&[ON, &ON.replace("held db 8.9; ", "")]).permitted().unwrap_err();
+        let silent = tries(&[ON, &ON.replace("held db 8.9; ", "")]).permitted(|_, _| false).unwrap_err();
         assert!(silent.to_string().contains("silent at the end"), "{silent}");
+    }
+
+    #[test]
+    fn an_answer_from_before_the_pod_is_judged_says_nothing() {
+        let early = "try db 0.1 0.2 passed 0; try db 0.3 3.3 refused 1; try db 3.4 3.5 passed 1";
+        let all = tries(&[ON, early]);
+        assert!(all.permitted(|_, _| false).is_err());
+        let found = all.permitted(|pod, at| pod == "pod-1" && at < 1.0).unwrap();
+        assert_eq!(found.refused_early, 1);
+        let later = "try db 0.1 0.2 passed 0; try db 3.4 3.5 passed 1; try db 3.6 6.6 refused 1";
+        assert!(tries(&[ON, later]).permitted(|_, at| at < 1.0).is_err());
     }
 
     #[test]
     fn a_syn_that_is_lost_once_every_target_has_answered_is_counted() {
         let first = "try db 0.1 0.2 passed 0; try other 0.1 1.2 passed 1; try db 0.3 0.4 passed 0";
-        let none = tries(&[ON, &format!("{first}; try db 1.3 1.4 passed 1")]).permitted().unwrap();
+        let none =
+            tries(&[ON, &format!("{first}; try db 1.3 1.4 passed 1")]).permitted(|_, _| false).unwrap();
         assert_eq!((none.lost_late, none.delayed), (0, 1));
-        let lost = tries(&[ON, &format!("{first}; try db 1.3 2.4 passed 2")]).permitted().unwrap();
+        let lost =
+            tries(&[ON, &format!("{first}; try db 1.3 2.4 passed 2")]).permitted(|_, _| false).unwrap();
         assert_eq!((lost.lost_late, lost.delayed), (1, 2));
     }
 

@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod burst;
+pub mod denials;
 pub mod etcd;
 pub mod image;
 pub mod leftovers;
@@ -10,5 +11,6 @@ pub mod uninstall;
 pub mod watch;
 
 pub use agents::Agents;
+pub use denials::Denials;
 pub use pod::LivePod;
 pub use watch::{Kind, Line, Watch};

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use portcullis::monitor::Clock;
 use portcullis_common::Reason;
 use portcullis_tests::cluster::images::BUSYBOX;
+use portcullis_tests::lifecycle::Denials;
 use portcullis_tests::lifecycle::burst::{Tries, script};
+use portcullis_tests::lifecycle::denials::Seen;
 use portcullis_tests::{eventually_within, installed};
 
 use crate::scene::{LIFE, PORT, Scene};
@@ -35,8 +39,8 @@ fn denied_of_the_right(scene: &Scene) -> Result<[f64; 3]> {
     Ok([count(right, db)?, count(db, right)?, count(right, outside)?])
 }
 
-/// Packets that were dropped so far, by reason; and connections that the databases' own kernels could not queue, which looks
-/// the same to a client.
+/// Packets that were dropped so far, by reason; and connections that the databases had no room to queue, which looks the same
+/// to a client.
 fn dropped(scene: &Scene) -> Result<BTreeMap<&'static str, f64>> {
     let mut dropped = BTreeMap::new();
     for reason in Reason::ALL.iter().map(|reason| reason.name()) {
@@ -54,6 +58,66 @@ fn dropped(scene: &Scene) -> Result<BTreeMap<&'static str, f64>> {
     }
     dropped.insert("the database's full queue", overflows);
     Ok(dropped)
+}
+
+/// What the agents denied, by pod.
+struct Denied<'a> {
+    seen: &'a Seen,
+    pods: BTreeMap<String, IpAddr>,
+    clock: Clock,
+}
+
+impl<'a> Denied<'a> {
+    fn new(scene: &Scene, seen: &'a Seen) -> Result<Self> {
+        ensure!(seen.missed == 0, "the monitors missed {} denials", seen.missed);
+        let format = r#"jsonpath={range .items[*]}{.metadata.name} {.status.podIP}{"\n"}{end}"#;
+        let pods = scene.cluster.kubectl(["--namespace", LIFE, "get", "pods", "--output", format])?;
+        let pods = pods.lines().filter_map(|line| line.split_once(' '));
+        let pods = pods.map(|(name, at)| Ok((name.to_owned(), at.parse()?))).collect::<Result<_>>()?;
+        Ok(Self { seen, pods, clock: Clock::now() })
+    }
+
+    /// Seconds of the machine's clock in the form of the events; that of the pods has hundredths.
+    fn time(&self, seconds: f64) -> Result<String> {
+        Ok(self.clock.text(Duration::from_secs_f64(seconds).as_nanos().try_into()?))
+    }
+
+    /// The address of a pod, by the name of the folder of its logs.
+    fn address(&self, pod: &str) -> Result<IpAddr> {
+        let (name, _) = pod.split_once('_').with_context(|| format!("the logs of {pod}"))?;
+        self.pods.get(name).copied().with_context(|| format!("{name} has no address: {:?}", self.pods))
+    }
+
+    /// Whether the agent of a pod's node did not know the pod yet, but had its programs there or was about to.
+    fn is_unknown(&self, pod: &str, seconds: f64) -> bool {
+        let unknown = self.address(pod).ok().and_then(|address| self.seen.unknown(address));
+        unknown.is_some_and(|(_, last)| self.time(seconds).is_ok_and(|time| *time <= *last))
+    }
+
+    /// Fails if an agent denied a packet between a pod and a target after the pod was judged and had got an answer from it: a
+    /// second SYN hides it from the pod, and where the pod's address is not known it counts for nobody's name. And fails if
+    /// a pod got an answer while it was denied for being unknown.
+    fn nothing_wrongly(&self, right: &Tries, targets: &[(&str, String)]) -> Result<()> {
+        let targets: BTreeMap<&str, IpAddr> =
+            targets.iter().map(|(name, at)| Ok((*name, at.parse()?))).collect::<Result<_>>()?;
+        for (pod, target, from, to) in right.answered() {
+            let address = self.address(pod)?;
+            let (from, to) = (self.time(from)?, self.time(to + 0.01)?);
+            if let Some((first, last)) = self.seen.unknown(address) {
+                ensure!(
+                    *from <= *first || *to >= *last,
+                    "{pod} reached {target} at {to}, unknown from {first} to {last}"
+                );
+                if *from <= *last {
+                    // It was answered before its programs were there.
+                    continue;
+                }
+            }
+            let later = self.seen.between(address, targets[target]).find(|(_, event)| event.time > to);
+            ensure!(later.is_none(), "{pod} was denied {target} after the answer of {to}: {later:?}");
+        }
+        Ok(())
+    }
 }
 
 /// Half of them may reach the database and the outside, half may not.
@@ -75,6 +139,7 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         )
     };
     let (denied, before) = (denied_of_the_right(scene)?, dropped(scene)?);
+    let denials = Denials::start(&scene.cluster)?;
     let start = Instant::now();
     scene.cluster.apply(&(deployment("right") + &deployment("wrong")))?;
     let read = |account: &str| -> Result<(usize, Tries)> {
@@ -90,13 +155,17 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         ["right", "wrong"].iter().all(|account| read(account).is_ok_and(|(done, _)| done == EACH))
     })?;
     note(&format!("{} pods started and tried in {:.1} s", 2 * EACH, start.elapsed().as_secs_f64()));
-    // Which of them explain a SYN that was lost.
+    // Which of them explain a SYN that was lost, should one have been.
     let now = dropped(scene)?;
     let more =
         now.iter().map(|(reason, now)| (*reason, now - before[reason])).filter(|(_, more)| *more > 0.0);
     let more: BTreeMap<&str, f64> = more.collect();
     note(&format!("  dropped meanwhile: {more:?}"));
-    note(&format!("  permitted: {}", read("right")?.1.permitted()?));
+    let seen = denials.finish()?;
+    let (_, right) = read("right")?;
+    let by_pod = Denied::new(scene, &seen)?;
+    by_pod.nothing_wrongly(&right, &targets)?;
+    note(&format!("  permitted: {}", right.permitted(|pod, at| by_pod.is_unknown(pod, at))?));
     note(&format!("  forbidden: {}", read("wrong")?.1.forbidden()?));
     let wrong = [Reason::FlowTable, Reason::NoPolicy].map(Reason::name);
     ensure!(

@@ -9,25 +9,18 @@ use portcullis_tests::cluster::{Cluster, names};
 use portcullis_tests::command::Running;
 use portcullis_tests::eventually;
 use portcullis_tests::installed::NAMESPACE;
-use portcullis_tests::lifecycle::LivePod;
+use portcullis_tests::lifecycle::{Agents, LivePod};
 
 use crate::shop::{PORT, SHOP};
 
 const NEVER: Duration = Duration::from_millis(1300);
-
-/// The agent's pod on a node, as kubectl names it.
-fn agent(cluster: &Cluster, node: usize) -> Result<String> {
-    let selector = format!("--field-selector=spec.nodeName={}", names::node(node));
-    let agents = ["--namespace", NAMESPACE, "get", "pods", &selector, "--output=name"];
-    Ok(cluster.kubectl(agents)?.trim().to_owned())
-}
 
 /// Watches the denials of an agent by `kubectl exec` while the intruder tries.
 pub fn monitors(cluster: &Cluster) -> Result<()> {
     let [database, intruder] = ["database-0a", "intruder-1"].map(|name| LivePod::ready(cluster, SHOP, name));
     let (database, intruder) = (database?, intruder?);
     let [from, to] = ["intruder", "database"].map(|account| format!("{SHOP}/{account}"));
-    let agent = agent(cluster, 0)?;
+    let agent = Agents(cluster).pod(0)?;
     let exec = ["--namespace", NAMESPACE, "exec", &agent, "--", "portcullis", "monitor"];
     let filter =
         ["--verdict", "deny", "--from", &from, "--to", &to, "--direction", "ingress", "--count", "1"];
@@ -56,7 +49,7 @@ pub fn monitors(cluster: &Cluster) -> Result<()> {
 pub fn dumps(cluster: &Cluster) -> Result<()> {
     for node in [0, 1] {
         let name = names::node(node);
-        let dump = cluster.exec(NAMESPACE, &agent(cluster, node)?, ["portcullis", "dump"])?;
+        let dump = cluster.exec(NAMESPACE, &Agents(cluster).pod(node)?, ["portcullis", "dump"])?;
         has_names(&dump, node, "kubectl exec")?;
         let dump = debug(cluster, &name, &["portcullis", "--root", "/host", "dump"])?;
         has_names(&dump, node, "kubectl debug")?;
