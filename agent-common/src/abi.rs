@@ -57,6 +57,8 @@ pub mod names {
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU [`super::EventBudget`].
     pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
+    /// `slot * 2 + direction` to [`super::FlowBudget`]; the programs alone use it.
+    pub const FLOW_BUDGETS: &str = "FLOW_BUDGETS";
     /// [`super::NumberKey`] to digest: which number means what; user space only.
     pub const NUMBERS: &str = "NUMBERS";
 
@@ -81,6 +83,7 @@ pub mod names {
         FRAGMENTS,
         EVENTS,
         EVENT_BUDGET,
+        FLOW_BUDGETS,
         NUMBERS,
     ];
 }
@@ -106,6 +109,8 @@ pub mod config {
     pub const OVERFLOW: u32 = 7;
     /// [`super::service_overflow`]: frontends of services found no room.
     pub const SERVICES_OVERFLOW: u32 = 8;
+    /// New flows a second, endpoint and direction that nobody has answered yet; `0`: any number.
+    pub const NEW_FLOW_RATE: u32 = 9;
     /// How many words the map has.
     pub const WORDS: u32 = 16;
 }
@@ -330,6 +335,18 @@ pub struct EventBudget {
 }
 
 map_type!(EventBudget, 24);
+
+/// Value of `FLOW_BUDGETS`: the flows that were opened at an endpoint, in a direction, in the current second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct FlowBudget {
+    /// When the current second began, jiffies.
+    pub since: u64,
+    /// Flows opened since then, without those answered since then.
+    pub unanswered: u64,
+}
+
+map_type!(FlowBudget, 16, since = 0, unanswered = 8);
 
 /// What a number in `NUMBERS` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

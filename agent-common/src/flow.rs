@@ -69,10 +69,12 @@ pub mod origin {
 pub mod state {
     /// Seen from the opener only.
     pub const NEW: u8 = 0;
-    /// Answered.
+    /// Answered; TCP: the handshake is over.
     pub const OPEN: u8 = 1;
     /// A FIN or RST was seen; a later segment without them clears it unless both sides sent a FIN.
     pub const CLOSING: u8 = 2;
+    /// TCP: answered by a SYN, and nobody has sent anything else since: half open.
+    pub const HALF_OPEN: u8 = 3;
     /// Bits of the state byte that hold the life; the others are the FIN bits.
     pub const LIFE: u8 = 0x0f;
     /// The opener sent a FIN.
@@ -134,7 +136,7 @@ pub mod timeout {
 #[inline(always)]
 pub const fn timeout_of(proto: u8, life: u8) -> u32 {
     match (proto, life & state::LIFE) {
-        (protocol::TCP, state::NEW) => timeout::TCP_NEW,
+        (protocol::TCP, state::NEW | state::HALF_OPEN) => timeout::TCP_NEW,
         (protocol::TCP, state::OPEN) => timeout::TCP,
         (protocol::TCP, _) => timeout::TCP_CLOSING,
         (protocol::ICMP | protocol::ICMPV6, _) => timeout::ICMP,
@@ -155,7 +157,10 @@ pub const fn next_state(before: u8, from_opener: bool, flags: u8) -> u8 {
         return before & !state::LIFE | fin | state::CLOSING;
     }
     match before & state::LIFE {
-        state::NEW if !from_opener => before | state::OPEN,
+        state::NEW if !from_opener => {
+            before | if flags & tcp::SYN != 0 { state::HALF_OPEN } else { state::OPEN }
+        }
+        state::HALF_OPEN if flags & tcp::SYN == 0 => before & !state::LIFE | state::OPEN,
         state::NEW if flags & (tcp::SYN | tcp::ACK) == tcp::ACK => before | state::UNHEARD,
         // Both sides have said FIN: this is the last acknowledgement.
         state::CLOSING
@@ -165,6 +170,12 @@ pub const fn next_state(before: u8, from_opener: bool, flags: u8) -> u8 {
         }
         _ => before,
     }
+}
+
+/// Whether this packet is the first answer to what opened the flow.
+#[inline(always)]
+pub const fn is_first_answer(before: u8, from_opener: bool) -> bool {
+    !from_opener && before & state::LIFE == state::NEW
 }
 
 /// Whether a flow of this age counts as absent.
@@ -282,9 +293,28 @@ pub fn key_of<K: FlowKey>(packet: &Parsed<K::Address>, hook: Direction) -> K {
 mod tests {
     use super::*;
 
+    /// The state after a handshake.
+    fn opened() -> u8 {
+        let half = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
+        next_state(half, true, tcp::ACK)
+    }
+
+    #[test]
+    fn a_connection_is_half_open_until_something_follows_the_handshakes_second_packet() {
+        let half = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
+        assert_eq!((half, timeout_of(protocol::TCP, half)), (state::HALF_OPEN, timeout::TCP_NEW));
+        assert_eq!(next_state(half, false, tcp::SYN | tcp::ACK), half, "sent again");
+        assert_eq!(next_state(half, true, tcp::ACK), state::OPEN);
+        assert_eq!(next_state(half, false, tcp::ACK), state::OPEN, "the acknowledgement went another way");
+        assert_eq!(next_state(half, false, tcp::RST | tcp::ACK) & state::LIFE, state::CLOSING);
+        assert_eq!(next_state(state::NEW, false, 0), state::OPEN, "UDP has no handshake");
+        assert!(is_first_answer(state::NEW, false) && is_first_answer(state::UNHEARD, false));
+        assert!(!is_first_answer(state::NEW, true) && !is_first_answer(half, false));
+    }
+
     #[test]
     fn a_close_is_final_only_when_both_sides_said_fin() {
-        let open = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
+        let open = opened();
         assert_eq!(open, state::OPEN);
         let alone = next_state(state::NEW, true, tcp::ACK);
         assert_eq!(alone & state::LIFE, state::NEW, "the opener alone does not open");
@@ -306,8 +336,7 @@ mod tests {
         assert_eq!(over & state::UNHEARD, state::UNHEARD, "it was never heard");
         assert_eq!(next_state(alone, false, tcp::ACK), state::OPEN, "the answer was late");
         assert_eq!(next_state(over, false, tcp::FIN | tcp::ACK) & state::UNHEARD, 0);
-        let open = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
-        assert_eq!(next_state(open, true, tcp::ACK), state::OPEN);
+        assert_eq!(next_state(opened(), true, tcp::ACK), state::OPEN);
         assert_eq!(next_state(state::NEW, true, 0), state::NEW, "UDP tells nothing");
     }
 

@@ -5,7 +5,9 @@
 
 use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
 use crate::event::Event;
-use crate::flow::{Flow, FlowKey, TOUCH_EVERY, expired, key_of, next_state, origin, state, timeout_of};
+use crate::flow::{
+    Flow, FlowKey, TOUCH_EVERY, expired, is_first_answer, key_of, next_state, origin, state, timeout_of,
+};
 use crate::identity::{Identity, Kind};
 use crate::judge::{
     Config, Family, Maps, Metadata, Question, Serving, ask_entry, find_address, find_origin, identify,
@@ -35,6 +37,10 @@ pub trait Datapath<F: Family>: Maps<F> {
     fn now(&self) -> u64;
     /// The flow of an endpoint.
     fn flow(&self, slot: u32, key: &F::Key) -> Option<Self::Flow>;
+    /// Takes a new flow from the budget of an endpoint and a direction; `false`: it is used up.
+    fn spend(&self, slot: u32, opener: Direction, now: u64) -> bool;
+    /// Gives back what a flow has taken: it was answered.
+    fn refund(&self, slot: u32, opener: Direction);
     /// Writes a flow; `false` if the table did not take it.
     fn insert(&self, slot: u32, key: &F::Key, flow: &Flow) -> bool;
     /// Counts one packet of `bytes` bytes and, if it was evaluated, a decision.
@@ -114,8 +120,12 @@ fn advance<F: Family, D: Datapath<F>>(
     if matches!(transit.packet.icmp, IcmpRole::Error) {
         return;
     }
-    let next = next_state(flow.state, flow.opener == transit.hook as u8, flags_of(&transit.packet));
+    let from_opener = flow.opener == transit.hook as u8;
+    let next = next_state(flow.state, from_opener, flags_of(&transit.packet));
     if next != flow.state {
+        if is_first_answer(flow.state, from_opener) {
+            path.refund(transit.slot, transit.hook.opposite());
+        }
         let seconds = patience(transit.packet.protocol, next, entry.load().origin);
         entry.advance(next, seconds.wrapping_mul(path.config(config::HZ)));
     }
@@ -488,8 +498,12 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
         direction: judgement.direction as u32,
     };
     let slot = path.slot_of(&pair);
-    if !matches!(decision.verdict, Verdict::Deny) && !store(path, work, decision.verdict, revision, slot) {
-        decision = Decision::new(Verdict::Deny, Reason::FlowTable);
+    if !matches!(decision.verdict, Verdict::Deny)
+        && let Err(reason) = store(path, work, &decision, revision, slot)
+    {
+        // Without a flow there are no answers; where nothing is enforced, those pass all the same.
+        let (verdict, _) = soften(path, Verdict::Deny);
+        decision = Decision::new(verdict, reason);
     }
     path.count(slot, decision.verdict, u64::from(work.transit.length), true);
     let denied = matches!(decision.verdict, Verdict::Deny);
@@ -512,25 +526,29 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
     if denied { Action::Drop } else { Action::Pass }
 }
 
-/// Writes the flow; `false` if the table does not take it. Multicast has no flows: there are no replies to find.
+/// Writes the flow; the error says why it is not. Multicast has no flows: there are no replies to find.
 #[inline(always)]
 fn store<F: Family, D: Datapath<F>>(
     path: &D,
     work: &Work<F>,
-    verdict: Verdict,
+    decision: &Decision,
     revision: u32,
     slot: u32,
-) -> bool {
+) -> Result<(), Reason> {
     let packet = &work.transit.packet;
     if F::is_multicast(packet.destination) {
-        return true;
+        return Ok(());
     }
     let hook = work.transit.hook;
     let mut flow;
     if work.has_known && !opens(packet) {
         flow = work.known;
         if !matches!(packet.icmp, IcmpRole::Error) {
-            flow.state = next_state(flow.state, flow.opener == hook as u8, flags_of(packet));
+            let from_opener = flow.opener == hook as u8;
+            if is_first_answer(flow.state, from_opener) {
+                path.refund(work.transit.slot, hook.opposite());
+            }
+            flow.state = next_state(flow.state, from_opener, flags_of(packet));
             flow.last_seen = work.now;
         }
     } else if work.has_known
@@ -538,8 +556,13 @@ fn store<F: Family, D: Datapath<F>>(
         && work.known.state & state::LIFE != state::CLOSING
     {
         // A SYN against a live flow of the other side does not turn it round: it may be forged.
-        return true;
+        return Ok(());
     } else {
+        // What is sent again has its flow already. The node and the pod itself are not kept waiting by others.
+        let charged = !work.has_known && !matches!(decision.reason, Reason::Host | Reason::SelfTraffic);
+        if charged && !path.spend(work.transit.slot, hook, work.now) {
+            return Err(Reason::FlowBudget);
+        }
         flow =
             Flow { last_seen: work.now, opener: hook as u8, origin: work.question.origin, ..Flow::default() };
     }
@@ -547,8 +570,8 @@ fn store<F: Family, D: Datapath<F>>(
     flow.tag = work.key.tag();
     flow.revision = revision;
     flow.slot = slot;
-    flow.verdict = verdict as u8;
-    path.insert(work.transit.slot, &work.key, &flow)
+    flow.verdict = decision.verdict as u8;
+    if path.insert(work.transit.slot, &work.key, &flow) { Ok(()) } else { Err(Reason::FlowTable) }
 }
 
 /// The verdict under the modes in force, and whether only the override made it milder.

@@ -120,6 +120,8 @@ numbered! {
         NotForPod = 29, "not-for-pod";
         /// The flow table did not take the flow.
         FlowTable = 30, "flow-table";
+        /// More new flows a second at this endpoint than may wait for their first answer.
+        FlowBudget = 31, "flow-budget";
     }
 }
 

@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use portcullis_common::abi::{
-    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, Fragment, FragmentKey, NumberKey,
-    PairKey, config,
+    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, Fragment, FragmentKey,
+    NumberKey, PairKey, config,
 };
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
@@ -60,6 +60,8 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 8192> = LruHashMap::new(
 pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+#[btf_map]
+pub static FLOW_BUDGETS: Array<FlowBudget, { ENDPOINT_SLOTS as usize * 2 }> = Array::new();
 #[btf_map]
 pub static NUMBERS: HashMap<NumberKey, Digest, 262_144, NO_PREALLOC> = HashMap::new();
 

@@ -7,7 +7,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
-use portcullis_common::abi::{Addr6, Endpoint, Fragment, FragmentKey, PairKey, config};
+use portcullis_common::abi::{Addr6, Endpoint, FlowBudget, Fragment, FragmentKey, PairKey, config};
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
@@ -196,6 +196,16 @@ macro_rules! datapath {
             }
 
             #[inline(always)]
+            fn spend(&self, slot: u32, opener: Direction, now: u64) -> bool {
+                spend(self, slot, opener, now)
+            }
+
+            #[inline(always)]
+            fn refund(&self, slot: u32, opener: Direction) {
+                refund(self, slot, opener);
+            }
+
+            #[inline(always)]
             fn insert(&self, slot: u32, key: &$key, flow: &Flow) -> bool {
                 match $flows.get(slot) {
                     Some(table) => table.insert(key, flow, BPF_ANY as u64).is_ok(),
@@ -273,6 +283,47 @@ fn count(slot: u32, verdict: Verdict, bytes: u64, decision: bool) {
             counters.packets[2] += 1;
             counters.bytes[2] += bytes;
             counters.decisions[2] += decision as u64;
+        }
+    }
+}
+
+/// The budget of an endpoint and a direction, and what is in it at most; `None`: it is not limited.
+#[inline(always)]
+fn flow_budget(path: &Path, slot: u32, opener: Direction) -> Option<(*mut FlowBudget, i64)> {
+    let rate = path.config(config::NEW_FLOW_RATE);
+    if rate == 0 {
+        return None;
+    }
+    Some((FLOW_BUDGETS.get_ptr_mut(slot * 2 + opener as u32)?, i64::from(rate)))
+}
+
+#[inline(always)]
+fn spend(path: &Path, slot: u32, opener: Direction, now: u64) -> bool {
+    let Some((budget, rate)) = flow_budget(path, slot, opener) else { return true };
+    // SAFETY: aligned words of a map value that all CPUs write; two that begin a second, or take the last flow, at the
+    // same time let a few more in than the rate says.
+    unsafe {
+        let (since, unanswered) = (addr_of_mut!((*budget).since), addr_of_mut!((*budget).unanswered));
+        if now.wrapping_sub(read_volatile(since)) >= u64::from(path.config(config::HZ)) {
+            write_volatile(since, now);
+            write_volatile(unanswered, 0);
+        }
+        if read_volatile(unanswered) as i64 >= rate {
+            return false;
+        }
+        atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(unanswered, 1);
+    }
+    true
+}
+
+#[inline(always)]
+fn refund(path: &Path, slot: u32, opener: Direction) {
+    let Some((budget, _)) = flow_budget(path, slot, opener) else { return };
+    // SAFETY: as in `spend`. Flows of an earlier second give nothing back.
+    unsafe {
+        let unanswered = addr_of_mut!((*budget).unanswered);
+        if read_volatile(unanswered) as i64 > 0 {
+            atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(unanswered, u64::MAX);
         }
     }
 }

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use aya::maps::{Array, Map, MapData};
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Sizes, cleanup, inspect};
 use portcullis::policy::{Desired, Function, PodIdentity, RowSet, service_key};
-use portcullis_common::abi::{Counters, Mode};
+use portcullis_common::abi::{ABI, Counters, Mode, names};
 use portcullis_common::policy::{Decision, PortKey, wildcard_of};
 use portcullis_common::service::{SERVICE_ENTRIES, Service, ServiceEntry, entry_flags};
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
@@ -178,7 +179,14 @@ pub fn with_sizes(sizes: Sizes, test: impl FnOnce(&mut Fixture) + Send + 'static
 }
 
 fn options(folder: &std::path::Path, sizes: Sizes) -> Options {
-    Options { bpffs: folder.to_owned(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 1000 }
+    Options {
+        bpffs: folder.to_owned(),
+        attach: AttachMode::Auto,
+        sizes,
+        sample: 0,
+        event_rate: 1000,
+        new_flow_rate: 0,
+    }
 }
 
 impl Fixture {
@@ -204,6 +212,17 @@ impl Fixture {
         let next = Datapath::open(options(&self.folder, self.sizes)).expect("the adopted datapath");
         drop(std::mem::replace(&mut self.datapath, next));
         cleanup(&scratch).expect("the stand-in is taken away");
+    }
+
+    /// Writes a word of the configuration, as an agent with another flag would.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn set_config(&mut self, word: u32, value: u32) {
+        let words = self.folder.join(format!("v{ABI}")).join(names::CONFIG);
+        let words = MapData::from_pin(words).expect("the configuration");
+        let mut words: Array<_, u32> = Map::Array(words).try_into().expect("an array of words");
+        words.set(word, value, 0).expect("a write");
     }
 
     /// Folder of the pins.
@@ -308,8 +327,7 @@ impl Drop for Fixture {
             if cleanup(&self.folder).is_ok() {
                 return;
             }
-            if std::fs::remove_dir_all(self.folder.join(format!("v{}", portcullis_common::abi::ABI))).is_err()
-            {
+            if std::fs::remove_dir_all(self.folder.join(format!("v{ABI}"))).is_err() {
                 break;
             }
         }

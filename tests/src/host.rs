@@ -187,6 +187,10 @@ macro_rules! datapath {
                 self.$flows.borrow_mut().insert(*key, Entry(Rc::new(Cell::new(*flow))));
                 true
             }
+            fn spend(&self, _: u32, _: Direction, _: u64) -> bool {
+                true
+            }
+            fn refund(&self, _: u32, _: Direction) {}
             fn count(&self, _: u32, _: Verdict, _: u64, _: bool) {}
             fn slot_of(&self, _: &PairKey) -> u32 {
                 1

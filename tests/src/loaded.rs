@@ -94,6 +94,7 @@ impl Loaded {
             sizes: Sizes::default(),
             sample: 0,
             event_rate: 0,
+            new_flow_rate: 0,
         };
         let datapath = Datapath::open(options)?;
         let reader = Reader::open(&folder)?;

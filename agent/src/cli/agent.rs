@@ -120,6 +120,17 @@ pub struct AgentArgs {
         help_heading = "Datapath"
     )]
     pub event_rate: u32,
+    /// New flows a second that wait for their first answer, for each pod and direction; what is beyond is dropped;
+    /// 0: any number
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1000,
+        env = "PORTCULLIS_NEW_FLOW_RATE",
+        hide_env_values = true,
+        help_heading = "Datapath"
+    )]
+    pub new_flow_rate: u32,
 
     /// Address to serve /metrics, /healthz and /readyz on; `[::]` takes IPv4 as well
     #[arg(

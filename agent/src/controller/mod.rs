@@ -179,6 +179,7 @@ fn open_datapath(args: &AgentArgs) -> anyhow::Result<Datapath> {
         sizes: args.sizes,
         sample: args.sample,
         event_rate: args.event_rate,
+        new_flow_rate: args.new_flow_rate,
     })?;
     info!(
         tcx = datapath.uses_tcx(),

@@ -11,7 +11,7 @@ use portcullis_common::abi::endpoint_flags;
 use portcullis_common::{Direction, Kind};
 use tracing::{debug, info, warn};
 
-use super::segment::{self, SYN, SYN_ACK};
+use super::segment::{self, ACK, SYN, SYN_ACK};
 use super::testrun::ProbeMetadata;
 use super::{Datapath, DatapathError, sys};
 use crate::conntrack::{Client, Connection, Dumped, Error, Places, Tuple, View, views};
@@ -133,7 +133,7 @@ impl Datapath {
             || sys::kernel_version().is_some_and(|found| found >= EXCLUSIVE_TEST_RUNS)
     }
 
-    /// Runs the programs on a connection's SYN and then, if it passed, on the answer to it.
+    /// Runs the programs on a connection's SYN and then, if it passed, on the rest of its handshake.
     fn judge_view(&mut self, view: &View) -> Result<bool, DatapathError> {
         let Some(mac) = self.slots.of(view.ifindex).map(|endpoint| endpoint.mac) else { return Ok(false) };
         let View { ifindex, local, remote, opener, ingress_ifindex } = *view;
@@ -146,7 +146,10 @@ impl Datapath {
             let Some(frame) = segment::frame(mac, source, destination, flags) else { return Ok(false) };
             Ok(self.probe(hook, &frame, ProbeMetadata { ingress_ifindex, ifindex }, 1)?.passed)
         };
-        Ok(run(opener, SYN, ingress_ifindex)? && run(opener.opposite(), SYN_ACK, ingress_ifindex)?)
+        let back = opener.opposite();
+        Ok(run(opener, SYN, ingress_ifindex)?
+            && run(back, SYN_ACK, ingress_ifindex)?
+            && run(opener, ACK, ingress_ifindex)?)
     }
 }
 

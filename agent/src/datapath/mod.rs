@@ -73,6 +73,8 @@ pub struct Options {
     pub sample: u32,
     /// Events a second and CPU at most.
     pub event_rate: u32,
+    /// New flows a second, endpoint and direction that nobody has answered yet; `0`: any number.
+    pub new_flow_rate: u32,
 }
 
 /// The kernel side of the agent. One owner writes.
@@ -198,6 +200,7 @@ impl Datapath {
         self.set_config(config::HZ, ticks)?;
         self.set_config(config::SAMPLE, self.options.sample)?;
         self.set_config(config::EVENT_RATE, self.options.event_rate)?;
+        self.set_config(config::NEW_FLOW_RATE, self.options.new_flow_rate)?;
         self.set_config(config::SLOT_CAPACITY, self.options.sizes.counters_size)?;
         // Slot 0 is "other", for pairs that find no slot.
         if self.maps.next_slot.get(&0, 0).map_err(|e| DatapathError::map("read", names::NEXT_SLOT, e))? == 0 {

@@ -9,6 +9,8 @@ use portcullis_common::policy::protocol::TCP;
 pub const SYN: u8 = tcp::SYN;
 /// SYN and ACK.
 pub const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
+/// ACK alone.
+pub const ACK: u8 = tcp::ACK;
 
 const TCP_BYTES: u8 = 20;
 const HOPS: u8 = 64;

@@ -5,8 +5,8 @@ use std::mem::size_of;
 
 use aya::maps::MapInfo;
 use portcullis_common::abi::{
-    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, Fragment, FragmentKey, NumberKey,
-    PairKey, config, names,
+    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, Fragment, FragmentKey,
+    NumberKey, PairKey, config, names,
 };
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{PortStep, Row, RowKey};
@@ -132,6 +132,7 @@ impl Shape {
             }
             names::EVENTS => Self::new(RINGBUF, 0, 0, EVENT_BYTES),
             names::EVENT_BUDGET => Self::new(PERCPU_ARRAY, 4, size_of::<EventBudget>(), 1),
+            names::FLOW_BUDGETS => Self::new(ARRAY, 4, size_of::<FlowBudget>(), ENDPOINT_SLOTS * 2),
             names::NUMBERS => Self::new(HASH, size_of::<NumberKey>(), size_of::<Digest>(), NUMBERS),
             _ => return None,
         })

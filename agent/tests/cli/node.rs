@@ -105,7 +105,8 @@ impl Node {
             flows_size: 64,
             fragments_size: 16,
         };
-        let options = Options { bpffs: self.bpffs.clone(), attach, sizes, sample: 0, event_rate: 10 };
+        let options =
+            Options { bpffs: self.bpffs.clone(), attach, sizes, sample: 0, event_rate: 10, new_flow_rate: 0 };
         let mut datapath = Datapath::open(options).unwrap();
         let endpoint = EndpointSpec {
             ifindex: self.ifindex,

@@ -245,7 +245,14 @@ fn maps_of_many_batches_are_read_whole() {
     let bpffs = std::path::PathBuf::from(format!("/sys/fs/bpf/pccli-many-{}", std::process::id()));
     let guard = Folder(bpffs.clone());
     let sizes = Sizes { ipcache_size: 40_000, cidrs_size: 20_000, ..Sizes::default() };
-    let options = Options { bpffs: bpffs.clone(), attach: AttachMode::Auto, sizes, sample: 0, event_rate: 1 };
+    let options = Options {
+        bpffs: bpffs.clone(),
+        attach: AttachMode::Auto,
+        sizes,
+        sample: 0,
+        event_rate: 1,
+        new_flow_rate: 0,
+    };
     let pod = |number: u32| Identity::new(16, number, Kind::Pod);
     let desired = Desired {
         ipcache: (0..30_000u32).map(|n| (IpAddr::from((0x0a00_0000 + n).to_be_bytes()), pod(n))).collect(),

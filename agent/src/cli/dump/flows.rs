@@ -71,6 +71,7 @@ impl Lens {
         match flow.state & state::LIFE {
             state::NEW => "new",
             state::OPEN => "open",
+            state::HALF_OPEN => "half-open",
             _ => "closing",
         }
     }

@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
-use aya::maps::{Array, MapData};
 use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis::datapath::{Claim, Reader, Sizes};
 use portcullis_common::Direction;
-use portcullis_common::abi::{ABI, config, names};
+use portcullis_common::abi::config;
 use portcullis_tests::fixture::Fixture;
 use portcullis_tests::packets::{Packet, flags};
 use serde_json::{Map, Value, json};
@@ -32,15 +31,12 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
         runtime.block_on(events.run(|_| true))
     });
     let missed = Reader::open(fixture.folder()).expect("the maps");
-    let words = fixture.folder().join(format!("v{ABI}")).join(names::CONFIG);
-    let words = MapData::from_pin(words).expect("the configuration");
-    let mut words: Array<_, u32> = aya::maps::Map::Array(words).try_into().expect("an array of words");
     let packet = Packet::tcp("10.0.0.2", 4000, "10.0.0.4", 80, flags::SYN).bytes();
     let mut samples = [Vec::new(), Vec::new()];
     let mut sent = 0;
     for _ in 0..ROUNDS {
         for (rate, samples) in [0, RATE].into_iter().zip(&mut samples) {
-            words.set(config::EVENT_RATE, rate, 0).expect("a write");
+            fixture.set_config(config::EVENT_RATE, rate);
             let before = missed.missed_events().expect("a count");
             let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), PACKETS);
             assert!(!result.passed, "it is denied");

@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: what a packet costs, and what the compiler costs.
 //!
-//! `bench compile` needs no privileges; `bench packets` and `bench events` (what events cost a flood of denials) do. Without
-//! a word these are measured. `bench large` is the cluster
-//! of the budgets, compiled and (as root) written to the kernel's maps.
+//! `bench compile` needs no privileges; `bench packets`, `bench events` (what events cost a flood of denials) and `bench
+//! floods` (what a flood of new flows costs) do. Without a word these are measured. `bench large` is the cluster of the
+//! budgets, compiled and (as root) written to the kernel's maps.
 #![allow(
     clippy::expect_used,
     clippy::print_stdout,
@@ -11,6 +11,7 @@
 
 mod compile;
 mod events;
+mod floods;
 mod kernel;
 mod packets;
 mod process;
@@ -26,13 +27,16 @@ fn main() {
     }
     let json = arguments.iter().any(|word| matches!(word.as_str(), "json" | "--output=json" | "-ojson"));
     let named = |word: &str| arguments.iter().any(|argument| argument == word);
-    let all = !["compile", "packets", "events", "large"].into_iter().any(named);
+    let all = !["compile", "packets", "events", "floods", "large"].into_iter().any(named);
     let mut report = Map::new();
     if all || named("packets") {
         packets::run(json, &mut report);
     }
     if all || named("events") {
         events::run(json, &mut report);
+    }
+    if all || named("floods") {
+        floods::run(json, &mut report);
     }
     if all || named("compile") {
         compile::run(json, &mut report);

@@ -1,0 +1,197 @@
+//! Floods: what one pod, or who sends to it, can take from others, and where it ends.
+
+#![allow(clippy::expect_used, reason = "tests: a failure is a panic")]
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Instant;
+
+use portcullis::datapath::testrun::ProbeMetadata;
+use portcullis::datapath::{EndpointSpec, Reader, Sizes};
+use portcullis::policy::PodIdentity;
+use portcullis_common::abi::{ENDPOINT_SLOTS, Mode, config};
+use portcullis_common::flow::{state, timeout};
+use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
+use portcullis_tests::command::run;
+use portcullis_tests::fixture::{
+    API, Fixture, SUBJECT, WEB, always, endpoint, rows, with_fixture, with_sizes,
+};
+use portcullis_tests::packets::{Packet, flags};
+
+const EGRESS: Direction = Direction::Egress;
+const INGRESS: Direction = Direction::Ingress;
+/// New flows a second in these tests.
+const RATE: u32 = 10;
+/// Entries of a flow table in these tests.
+const ROOM: u32 = 1024;
+
+/// A SYN of the pod to a server that it may talk with, from a port of its own.
+fn syn(port: u16) -> Packet {
+    Packet::tcp("10.0.0.2", port, "10.0.0.3", 80, flags::SYN)
+}
+
+/// The server's answer to it.
+fn syn_ack(port: u16) -> Packet {
+    Packet::tcp("10.0.0.3", 80, "10.0.0.2", port, flags::SYN | flags::ACK)
+}
+
+/// How many of these pass, and how many may at most by the time that it took.
+fn spray(f: &mut Fixture, direction: Direction, packets: impl Iterator<Item = Packet>) -> (u64, u64) {
+    let start = Instant::now();
+    let metadata = ProbeMetadata { ingress_ifindex: 99, ifindex: 0 };
+    let passed = packets.filter(|packet| f.run_with(direction, &packet.bytes(), metadata)).count() as u64;
+    (passed, (start.elapsed().as_secs() + 2) * u64::from(RATE))
+}
+
+#[test]
+fn new_flows_that_nobody_answers_are_limited_by_direction_and_dropped_with_their_reason() {
+    with_fixture(|f| {
+        f.set_config(config::NEW_FLOW_RATE, RATE);
+        let (passed, most) = spray(f, EGRESS, (0..5000).map(|i| syn(10_000 + i)));
+        assert!(passed >= u64::from(RATE) && passed <= most, "{passed} passed, {most} may");
+        assert_eq!(f.drops(Reason::FlowBudget, EGRESS), 5000 - passed);
+        // They were permitted and are counted as denied, for their pair.
+        assert_eq!(f.counters(API, WEB, EGRESS).decisions, [passed, 5000 - passed, 0]);
+        let flows = Reader::open(f.folder()).and_then(|reader| reader.flows(1)).expect("the flows");
+        assert_eq!(flows.len() as u64, passed, "what is dropped leaves no flow");
+        // What others open towards the pod is not touched by that, and has a limit of its own.
+        let opened = (0..5000).map(|i| Packet::udp("10.0.0.3", 10_000 + i, "10.0.0.2", 80));
+        let (passed, most) = spray(f, INGRESS, opened);
+        assert!(passed >= u64::from(RATE) && passed <= most, "{passed} passed, {most} may");
+        assert_eq!(f.drops(Reason::FlowBudget, INGRESS), 5000 - passed);
+    });
+}
+
+#[test]
+fn flows_that_are_answered_are_not_limited() {
+    with_fixture(|f| {
+        f.set_config(config::NEW_FLOW_RATE, RATE);
+        for port in 10_000..12_000 {
+            assert!(f.sends(&syn(port)) && f.sends(&syn(port)), "also one that is sent again");
+            assert!(f.receives(&syn_ack(port)) && f.receives(&syn_ack(port)));
+            let question = Packet::udp("10.0.0.2", port, "10.0.0.3", 80);
+            assert!(f.sends(&question));
+            assert!(f.receives(&Packet::udp("10.0.0.3", 80, "10.0.0.2", port)));
+        }
+        assert_eq!(f.drops(Reason::FlowBudget, EGRESS), 0);
+        // An answer that is sent twice gives back once.
+        let (passed, most) = spray(f, EGRESS, (20_000..25_000).map(syn));
+        assert!(passed <= most, "{passed} passed, {most} may");
+    });
+}
+
+#[test]
+fn a_pod_that_resets_its_own_connections_gets_nothing_back() {
+    with_fixture(|f| {
+        f.set_config(config::NEW_FLOW_RATE, RATE);
+        let reset = |port| Packet::tcp("10.0.0.2", port, "10.0.0.3", 80, flags::RST);
+        let both = (10_000..12_500).flat_map(|port| [syn(port), reset(port)]);
+        let (passed, most) = spray(f, EGRESS, both);
+        assert!(passed <= 2 * most, "{passed} passed, {} may", 2 * most);
+    });
+}
+
+#[test]
+fn the_node_s_probes_and_what_is_only_audited_are_not_limited() {
+    with_fixture(|f| {
+        f.set_config(config::NEW_FLOW_RATE, RATE);
+        for port in 10_000..11_000 {
+            let probe = Packet::tcp("10.0.0.1", port, "10.0.0.2", 8080, flags::SYN);
+            assert!(f.run(INGRESS, &probe), "probe {port}");
+        }
+        f.apply_with(&[endpoint()], Mode::Audit);
+        let (passed, _) = spray(f, EGRESS, (10_000..11_000).map(syn));
+        assert_eq!(passed, 1000, "Audit drops nothing");
+        let counted = f.counters(API, WEB, EGRESS).decisions;
+        assert!(
+            counted[2] > 0 && counted[1] == 0,
+            "what would be dropped is counted as audited: {counted:?}"
+        );
+        assert_eq!(f.drops(Reason::FlowBudget, EGRESS), 0);
+    });
+}
+
+#[test]
+fn a_handshake_that_is_not_finished_is_half_open_and_soon_forgotten() {
+    with_fixture(|f| {
+        let seconds = |f: &Fixture| {
+            let reader = Reader::open(f.folder()).expect("the maps");
+            let ticks = reader.ticks_per_second().expect("a word");
+            let (_, flow) = reader.flows(1).expect("the flows").pop().expect("one flow");
+            (flow.state & state::LIFE, flow.timeout / ticks)
+        };
+        assert!(f.sends(&syn(4000)));
+        assert_eq!(seconds(f), (state::NEW, timeout::TCP_NEW));
+        assert!(f.receives(&syn_ack(4000)));
+        assert_eq!(seconds(f), (state::HALF_OPEN, timeout::TCP_NEW));
+        assert!(f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK)));
+        assert_eq!(seconds(f), (state::OPEN, timeout::TCP));
+    });
+}
+
+#[test]
+fn one_endpoint_pushes_out_no_flow_of_another() {
+    with_sizes(Sizes { flows_size: ROOM, ..Sizes::default() }, |f| {
+        let other = other_endpoint(f);
+        let at_other = ProbeMetadata { ingress_ifindex: 99, ifindex: other };
+        // Idle from here on.
+        for port in 1000..1500 {
+            let syn = Packet::tcp("10.0.0.3", port, "10.0.0.4", 80, flags::SYN).bytes();
+            assert!(f.run_with(EGRESS, &syn, at_other));
+        }
+        let before = idle_flows(f, other);
+        assert!(before.len() == 500, "{} flows", before.len());
+        // The pod fills its own tables many times over, from both sides.
+        for port in 1000..30_000 {
+            assert!(f.sends(&syn(port)));
+            assert!(f.receives(&Packet::udp("10.0.0.3", port, "10.0.0.2", 80)));
+        }
+        assert_eq!(idle_flows(f, other), before);
+    });
+}
+
+#[test]
+fn a_connection_that_is_in_use_stays_while_the_pod_s_own_table_is_flooded() {
+    with_sizes(Sizes { flows_size: ROOM, ..Sizes::default() }, |f| {
+        assert!(f.sends(&syn(4000)) && f.receives(&syn_ack(4000)));
+        for i in 0..60_000_u32 {
+            let [.., a, b] = i.to_be_bytes();
+            let source = format!("10.{}.{a}.{b}", 1 + i / 65_536);
+            f.desired
+                .ipcache
+                .entry(source.parse().expect("an address"))
+                .or_insert_with(|| Identity::new(WEB, WEB, Kind::Pod));
+            let _ = f.receives(&Packet::udp(&source, 5000, "10.0.0.2", 80));
+            // One packet while a quarter of the table is taken by others.
+            if i % (ROOM / 4) == 0 {
+                let goes_on = Packet::tcp("10.0.0.3", 80, "10.0.0.2", 4000, flags::ACK);
+                assert!(f.receives(&goes_on), "it was pushed out by {i} others");
+            }
+        }
+    });
+}
+
+/// A second endpoint, of the server.
+fn other_endpoint(f: &mut Fixture) -> u32 {
+    run(Command::new("ip").args(["link", "add", "other", "type", "veth", "peer", "name", "peer"]))
+        .expect("an interface");
+    let text = run(Command::new("ip").args(["-o", "link", "show", "other"])).expect("its line");
+    let index: u32 = text.split(':').next().and_then(|index| index.parse().ok()).expect("its index");
+    let addresses: Vec<IpAddr> = vec!["10.0.0.3".parse().expect("an address")];
+    let subject = SUBJECT + 1;
+    let pod = PodIdentity { name: "shop/web".to_owned(), principal: WEB, subject, addresses };
+    f.desired.pods.insert("web".to_owned(), pod);
+    f.desired.subjects.insert(subject, rows(Verdict::Allow, &always(Verdict::Allow)));
+    let spec = EndpointSpec { ifindex: index, name: "other".into(), pod: Some("web".into()), ..endpoint() };
+    f.apply_with(&[endpoint(), spec], Mode::Enforce);
+    index
+}
+
+/// The flows of an endpoint, in order.
+fn idle_flows(f: &Fixture, ifindex: u32) -> Vec<String> {
+    let reader = Reader::open(f.folder()).expect("the maps");
+    let flows = reader.flows(ifindex % ENDPOINT_SLOTS).expect("the flows");
+    let mut flows: Vec<String> = flows.iter().map(|flow| format!("{flow:?}")).collect();
+    flows.sort_unstable();
+    flows
+}
