@@ -111,6 +111,13 @@ pub mod config {
     pub const SERVICES_OVERFLOW: u32 = 8;
     /// New flows a second, endpoint and direction that nobody has answered yet; `0`: any number.
     pub const NEW_FLOW_RATE: u32 = 9;
+    /// First of [`TUNNEL_WORDS`] words with two UDP ports each that tunnels of the nodes take encapsulated packets at;
+    /// unused ones are `0`.
+    pub const TUNNELS: u32 = 10;
+    /// How many words the ports of tunnels take.
+    pub const TUNNEL_WORDS: u32 = 4;
+    /// Among the ports of tunnels: there are more than fit, so every port may be one.
+    pub const TUNNEL_ANY: u16 = u16::MAX;
     /// How many words the map has.
     pub const WORDS: u32 = 16;
 }

@@ -441,8 +441,8 @@ pub fn judge<F: Family, M: Maps<F>>(
     }
     // A pod could put packets of another address inside packets to a node's tunnel.
     if matches!(question.opener, Direction::Egress)
-        && matches!(question.protocol, 4 | 41 | 47)
         && (remote.kind == Kind::Host as u8 || remote.kind == Kind::Node as u8)
+        && encapsulates(maps, question.protocol, question.remote_port)
     {
         judgement.decision = Decision::new(Verdict::Deny, Reason::Encapsulation);
         return judgement;
@@ -476,6 +476,26 @@ pub fn judge<F: Family, M: Maps<F>>(
         }
     }
     judgement
+}
+
+/// Whether a node may take what such packets carry for packets of their own: IP in IP, IPv6 in IP, GRE, and UDP to the port
+/// of a tunnel.
+#[inline(always)]
+fn encapsulates<C: Config>(maps: &C, proto: u8, port: u16) -> bool {
+    if matches!(proto, 4 | 41 | 47) {
+        return true;
+    }
+    if proto != protocol::UDP {
+        return false;
+    }
+    let mut found = false;
+    for word in 0..config::TUNNEL_WORDS {
+        let ports = maps.config(config::TUNNELS + word);
+        for tunnel in [ports as u16, (ports >> 16) as u16] {
+            found |= tunnel != 0 && (tunnel == port || tunnel == config::TUNNEL_ANY);
+        }
+    }
+    found
 }
 
 /// The whole judgement of a flow, on the host: the kernel takes its steps in functions of their own.

@@ -373,6 +373,27 @@ fn the_nodes_own_addresses_are_followed() {
     });
 }
 
+#[test]
+fn ports_of_tunnels_are_followed() {
+    let net = Net::new();
+    net.on_node(&[], || async {
+        let (_watcher, mut snapshots) = started(Options::default()).await;
+        assert!(snapshots.borrow().tunnel_ports.is_empty());
+        net.ip(&[
+            "-n NODE link add vx0 type vxlan id 7 dstport 8472 dev lo",
+            "-n NODE link add br0 type bridge",
+        ]);
+        let one = |s: &Snapshot| (s.tunnel_ports == [8472].into()).then_some(());
+        wait_for(&mut snapshots, "the tunnel's port", one).await;
+        net.ip(&["-n NODE link add vx1 type vxlan id 8 dstport 4789 dev lo"]);
+        let two = |s: &Snapshot| (s.tunnel_ports == [4789, 8472].into()).then_some(());
+        wait_for(&mut snapshots, "both", two).await;
+        net.ip(&["-n NODE link del vx0"]);
+        let other = |s: &Snapshot| (s.tunnel_ports == [4789].into()).then_some(());
+        wait_for(&mut snapshots, "the other one", other).await;
+    });
+}
+
 /// Notifications that found no room at this process's socket for links and addresses in the present namespace.
 fn lost_notifications() -> u64 {
     let sockets = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();

@@ -215,6 +215,7 @@ impl Owner {
         // What the kernel holds is known to be what was desired before only if nothing went wrong then.
         let small = std::mem::take(&mut self.clean) && !self.delta.everything;
         let numbers = self.numbers.take_changed();
+        self.datapath.set_tunnels(&self.links.tunnel_ports);
         let applied = if small {
             self.datapath.apply_delta(desired, &self.delta, &specs, mode, numbers)?
         } else {

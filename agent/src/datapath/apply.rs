@@ -70,6 +70,7 @@ impl Datapath {
         mode: Mode,
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
+        let mut judged_anew = self.write_tunnels()?;
         let staged = self.stage_rows(desired, scope, applied)?;
         let mut services = self.write_services(desired, scope, applied)?;
         self.write_addresses(desired, scope, applied)?;
@@ -78,7 +79,7 @@ impl Datapath {
             self.slots.apply(&mut self.maps, &self.pins, &self.options.sizes, desired, endpoints, applied);
         self.write_rows(desired, scope.subjects.union(&staged), applied)?;
         self.local_peers = local_peers(desired);
-        let mut judged_anew = applied.writes > services.harmless;
+        judged_anew |= applied.writes > services.harmless;
         if self.config(config::MODE)? != mode as u32 {
             self.set_config(config::MODE, mode as u32)?;
             judged_anew = true;

@@ -29,6 +29,7 @@ mod sizes;
 mod staging;
 pub mod sys;
 pub mod testrun;
+mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -105,6 +106,8 @@ pub struct Datapath {
     adopted: bool,
     /// Whether the connections that are older than this agent are still to be judged: until the first apply.
     seeding: bool,
+    /// UDP ports of the node's tunnels.
+    tunnels: BTreeSet<u16>,
     _lock: std::fs::File,
 }
 
@@ -175,6 +178,7 @@ impl Datapath {
             failed: BTreeSet::new(),
             adopted: false,
             seeding: true,
+            tunnels: BTreeSet::new(),
             options,
             pins,
             tcx,

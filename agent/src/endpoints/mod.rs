@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub links: BTreeMap<u32, Link>,
     /// Every address of every interface of this network namespace: the node's own.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// The UDP ports that tunnels of this network namespace take encapsulated packets at.
+    pub tunnel_ports: BTreeSet<u16>,
     /// The first dump has been read, and each link that was in it has been asked once who is behind it.
     pub complete: bool,
 }

@@ -39,6 +39,7 @@ struct Entry {
     /// `IFLA_LINK`, when it means an interface of this namespace.
     linked_here: Option<u32>,
     carrier_changes: u32,
+    tunnel_port: Option<u16>,
     /// `None` once bound, and where there is nobody to ask about.
     next_look: Option<NextLook>,
 }
@@ -187,6 +188,7 @@ impl Table {
         Snapshot {
             links: self.entries.iter().map(|(ifindex, entry)| (*ifindex, entry.link.clone())).collect(),
             host_addresses: self.addresses.iter().map(|record| record.address).collect(),
+            tunnel_ports: self.entries.values().filter_map(|entry| entry.tunnel_port).collect(),
             complete: self.complete,
         }
     }
@@ -204,7 +206,7 @@ impl Entry {
             peer: None,
             appeared: now,
         };
-        Self { link, linked_here: None, carrier_changes: 0, next_look: None }
+        Self { link, linked_here: None, carrier_changes: 0, tunnel_port: None, next_look: None }
     }
 
     /// Whether a dump's record can be of this same link.
@@ -215,14 +217,14 @@ impl Entry {
     }
 
     fn update(&mut self, record: LinkRecord, now: Instant) {
-        let LinkRecord { ifindex: _, name, kind, master, up, mac, linked_to, netns_id, carrier_changes } =
-            record;
+        let LinkRecord { ifindex: _, name, kind, master, up, mac, linked_to, netns_id, .. } = record;
         self.link.name = name;
         self.link.kind = kind;
         self.link.master = master;
         self.link.up = up;
         self.link.mac = mac;
-        self.carrier_changes = carrier_changes;
+        self.carrier_changes = record.carrier_changes;
+        self.tunnel_port = record.tunnel_port;
         // While a pair is being deleted the surviving end is announced with 0 for the other one.
         let linked_to = linked_to.filter(|ifindex| *ifindex != 0);
         self.linked_here = linked_to.filter(|_| netns_id.is_none());

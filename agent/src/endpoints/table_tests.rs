@@ -11,6 +11,7 @@ fn mk_veth(ifindex: u32) -> LinkRecord {
         linked_to: Some(2),
         netns_id: Some(0),
         carrier_changes: 3,
+        tunnel_port: None,
     }
 }
 

@@ -29,6 +29,10 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_CARRIER_CHANGES: u16 = 35;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_GENEVE_PORT: u16 = 5;
+const IFLA_BAREUDP_PORT: u16 = 1;
 
 const LINK_HEADER_BYTES: usize = 16;
 
@@ -47,6 +51,8 @@ pub(super) struct LinkRecord {
     pub netns_id: Option<i32>,
     /// Rises over a link's life.
     pub carrier_changes: u32,
+    /// The UDP port that a tunnel takes encapsulated packets at.
+    pub tunnel_port: Option<u16>,
 }
 
 /// An address as one message describes it.
@@ -119,6 +125,7 @@ fn link(payload: &[u8]) -> Option<LinkRecord> {
         linked_to: None,
         netns_id: None,
         carrier_changes: 0,
+        tunnel_port: None,
     };
     for attribute in NlasIterator::new(payload.get(LINK_HEADER_BYTES..)?) {
         let Ok(attribute) = attribute else { break };
@@ -128,7 +135,10 @@ fn link(payload: &[u8]) -> Option<LinkRecord> {
             IFLA_IFNAME => record.name = parse_string(value).unwrap_or_default(),
             IFLA_LINK => record.linked_to = parse_u32(value).ok(),
             IFLA_MASTER => record.master = parse_u32(value).ok(),
-            IFLA_LINKINFO => record.kind = kind(value),
+            IFLA_LINKINFO => {
+                record.kind = kind(value);
+                record.tunnel_port = tunnel_port(&record.kind, value);
+            }
             IFLA_CARRIER_CHANGES => record.carrier_changes = parse_u32(value).unwrap_or(0),
             IFLA_LINK_NETNSID => record.netns_id = parse_i32(value).ok(),
             _ => {}
@@ -137,10 +147,28 @@ fn link(payload: &[u8]) -> Option<LinkRecord> {
     Some(record)
 }
 
+/// The value of the first attribute of a kind.
+fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
+    let mut attributes = NlasIterator::new(attributes).map_while(Result::ok);
+    attributes.find(|a: &NlaBuffer<&[u8]>| a.kind() == kind).map(|a| a.value().to_vec())
+}
+
 fn kind(info: &[u8]) -> LinkKind {
-    let mut attributes = NlasIterator::new(info).map_while(Result::ok);
-    let name = attributes.find(|a: &NlaBuffer<&[u8]>| a.kind() == IFLA_INFO_KIND);
-    LinkKind::from_kernel(&name.and_then(|a| parse_string(a.value()).ok()).unwrap_or_default())
+    let name = attribute(info, IFLA_INFO_KIND).and_then(|value| parse_string(&value).ok());
+    LinkKind::from_kernel(&name.unwrap_or_default())
+}
+
+/// The port of a tunnel over UDP whose packets carry others (`include/uapi/linux/if_link.h`).
+fn tunnel_port(kind: &LinkKind, info: &[u8]) -> Option<u16> {
+    let LinkKind::Other(name) = kind else { return None };
+    let port = match name.as_str() {
+        "vxlan" => IFLA_VXLAN_PORT,
+        "geneve" => IFLA_GENEVE_PORT,
+        "bareudp" => IFLA_BAREUDP_PORT,
+        _ => return None,
+    };
+    let value = attribute(&attribute(info, IFLA_INFO_DATA)?, port)?;
+    value.try_into().ok().map(u16::from_be_bytes)
 }
 
 fn address(payload: &[u8]) -> Option<AddressRecord> {

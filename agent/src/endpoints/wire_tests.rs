@@ -12,11 +12,23 @@ fn contents(name: &str) -> Vec<Content> {
 #[test]
 fn a_recorded_veth_gives_its_master_and_its_peer_in_the_other_namespace() {
     let [Content::Link(record)] = &contents("veth-in-bridge")[..] else { panic!("not one link") };
-    let LinkRecord { ifindex, name, kind, master, up, mac, linked_to, netns_id, carrier_changes } = record;
+    let LinkRecord {
+        ifindex,
+        name,
+        kind,
+        master,
+        up,
+        mac,
+        linked_to,
+        netns_id,
+        carrier_changes,
+        tunnel_port,
+    } = record;
     assert_eq!((*ifindex, name.as_str(), kind), (3, "veth1a2b", &LinkKind::Veth));
     assert_eq!((*master, *up, *linked_to, *netns_id), (Some(2), true, Some(2), Some(0)));
     assert!(mac.is_some_and(|mac| mac != [0; 6]), "{mac:?}");
     assert!(*carrier_changes > 0);
+    assert_eq!(*tunnel_port, None);
 }
 
 #[test]
