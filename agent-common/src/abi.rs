@@ -221,6 +221,8 @@ pub mod endpoint_flags {
     pub const KNOWN: u32 = 1;
     /// `mac` is set, and packets from the pod must carry it.
     pub const CHECK_MAC: u32 = 2;
+    /// The pod forwards packets of addresses outside of the cluster.
+    pub const ROUTES: u32 = 4;
 }
 
 /// Value of `ENDPOINTS`: the host side of a pod's interface.

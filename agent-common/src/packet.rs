@@ -133,7 +133,7 @@ pub enum IcmpRole {
     /// An error: addresses, ports and protocol are those of the packet inside, turned round, so that they read as a
     /// packet of the flow that goes the way the error goes.
     Error = 3,
-    /// Neighbour discovery: whole, small and with the hop limit that proves that it was sent on this link (RFC 4861,
+    /// Neighbour discovery, an advertisement with the address that it is about as the source: whole, small and with the hop limit that proves that it was sent on this link (RFC 4861,
     /// RFC 6980). What only looks like it is [`IcmpRole::Plain`], and judged.
     Link = 4,
     /// A message of routers: advertisement or redirect.
@@ -403,6 +403,9 @@ pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
                 if parsed.protocol == protocol::ICMPV6 && parsed.icmp == IcmpRole::Error {
                     related_ipv6(packet, &mut parsed, at + 8)?;
                 }
+                if parsed.icmp == IcmpRole::Link {
+                    advertised(packet, &mut parsed, at, end)?;
+                }
                 return Ok(parsed);
             }
         }
@@ -499,6 +502,23 @@ const fn role6(kind: u8, code: u8, hop_limit: u8, small: bool) -> IcmpRole {
         icmp6::ROUTER_ADVERTISEMENT | icmp6::REDIRECT => IcmpRole::Router,
         _ => IcmpRole::Plain,
     }
+}
+
+/// Takes the address that a neighbour advertisement is about for its source: that is whom it speaks for (RFC 4861, 4.4).
+#[inline(always)]
+fn advertised<P: Packet>(packet: &P, parsed: &mut Parsed<Addr6>, at: u32, end: u32) -> Result<(), Reason> {
+    let Some(kind) = packet.load::<1>(at) else { return Err(Reason::Truncated) };
+    if kind[0] != icmp6::NEIGHBOUR_ADVERTISEMENT {
+        return Ok(());
+    }
+    if at + 24 > end {
+        return Err(Reason::Truncated);
+    }
+    let Some(body) = packet.load::<24>(at) else { return Err(Reason::Truncated) };
+    parsed.source = Addr6 {
+        words_be: [u32_be_at(&body, 8), u32_be_at(&body, 12), u32_be_at(&body, 16), u32_be_at(&body, 20)],
+    };
+    Ok(())
 }
 
 /// Replaces addresses and ports by those of the packet inside an ICMP error, turned round.

@@ -10,7 +10,7 @@ use crate::flow::{
 };
 use crate::identity::{Identity, Kind};
 use crate::judge::{
-    Config, Family, Maps, Metadata, Question, Serving, ask_entry, find_address, find_origin, identify,
+    Config, Family, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin, identify,
     is_local, judge, needs_opening,
 };
 use crate::packet::{FragmentPart, IcmpRole, Parsed, tcp};
@@ -160,7 +160,7 @@ pub fn admit<F: Family, M: Maps<F>>(
     let packet = &transit.packet;
     match transit.hook {
         Direction::Egress => admit_egress::<F, M>(maps, endpoint, packet),
-        Direction::Ingress => admit_ingress::<F>(endpoint, packet),
+        Direction::Ingress => admit_ingress::<F, M>(maps, endpoint, packet),
     }
 }
 
@@ -191,7 +191,10 @@ fn admit_egress<F: Family, M: Maps<F>>(
     let own = is_local::<F>(endpoint, packet.outer_source);
     let link = matches!(packet.icmp, IcmpRole::Link);
     if link || is_group_message::<F>(packet) {
-        if strict && !own && !F::is_link_local(packet.outer_source) && !F::is_unspecified(packet.outer_source)
+        // Both tell neighbours where an address is: the sender's, and the one that an advertisement is about.
+        if strict
+            && !(speaks_for::<F, M>(maps, endpoint, packet.outer_source)
+                && speaks_for::<F, M>(maps, endpoint, packet.source))
         {
             return Err(Reason::SpoofedSource);
         }
@@ -207,11 +210,64 @@ fn admit_egress<F: Family, M: Maps<F>>(
     if F::is_loopback(packet.destination) || F::is_loopback(packet.outer_source) {
         return Err(Reason::SpoofedSource);
     }
-    if strict && !own { Err(Reason::SpoofedSource) } else { Ok(false) }
+    if strict && !own && !forwards::<F, M>(maps, endpoint, packet.outer_source) {
+        return Err(Reason::SpoofedSource);
+    }
+    Ok(false)
+}
+
+/// Whether a pod may tell its neighbours that it has an address: one of its own, the unspecified one of a sender without an
+/// address, or a link-local one, which the API does not tell, unless it is this node's.
+#[inline(always)]
+fn speaks_for<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, address: F::Address) -> bool {
+    is_local::<F>(endpoint, address)
+        || F::is_unspecified(address)
+        || (F::is_link_local(address) && maps.exact(address).is_none())
+        || forwards::<F, M>(maps, endpoint, address)
+}
+
+/// The part of an ARP packet for IPv4 over Ethernet, behind the Ethernet header (RFC 826).
+pub const ARP_BYTES: usize = 28;
+
+/// Whether a pod may send an ARP packet: it must be for IPv4 over Ethernet, and speak for the pod's own MAC address and one of
+/// its own addresses, or for none (a probe, RFC 5227).
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn admit_arp<M: Maps<V4>>(maps: &M, endpoint: &Endpoint, arp: &[u8; ARP_BYTES]) -> Result<(), Reason> {
+    // Ethernet, IPv4, and the lengths of their addresses.
+    if u64::from_ne_bytes([arp[0], arp[1], arp[2], arp[3], arp[4], arp[5], 0, 0])
+        != u64::from_ne_bytes([0, 1, 8, 0, 6, 4, 0, 0])
+    {
+        return Err(Reason::Malformed);
+    }
+    if !is_strict(endpoint) {
+        return Ok(());
+    }
+    let mac = [arp[8], arp[9], arp[10], arp[11], arp[12], arp[13]];
+    let own_mac = endpoint.flags & endpoint_flags::CHECK_MAC == 0 || mac == endpoint.mac;
+    let sender = u32::from_ne_bytes([arp[14], arp[15], arp[16], arp[17]]);
+    if own_mac && speaks_for::<V4, M>(maps, endpoint, sender) { Ok(()) } else { Err(Reason::SpoofedSource) }
+}
+
+/// Whether a pod that routes may send from an address, or be sent to at it: one outside of the cluster, which is nobody's
+/// identity. A pod, a node, a service, or an address of the pod range it can never speak for.
+#[inline(always)]
+fn forwards<F: Family, M: Maps<F>>(maps: &M, endpoint: &Endpoint, address: F::Address) -> bool {
+    endpoint.flags & endpoint_flags::ROUTES != 0
+        && !F::is_multicast(address)
+        && !F::is_link_local(address)
+        && !F::is_unspecified(address)
+        && identify(maps, address).kind == Kind::World as u8
 }
 
 #[inline(always)]
-fn admit_ingress<F: Family>(endpoint: &Endpoint, packet: &Parsed<F::Address>) -> Result<bool, Reason> {
+fn admit_ingress<F: Family, M: Maps<F>>(
+    maps: &M,
+    endpoint: &Endpoint,
+    packet: &Parsed<F::Address>,
+) -> Result<bool, Reason> {
     let own = is_local::<F>(endpoint, packet.destination);
     let multicast = F::is_multicast(packet.destination);
     match packet.icmp {
@@ -227,7 +283,10 @@ fn admit_ingress<F: Family>(endpoint: &Endpoint, packet: &Parsed<F::Address>) ->
         IcmpRole::Group if is_group_message::<F>(packet) => return Ok(true),
         _ => {}
     }
-    if is_strict(endpoint) && !own && !multicast { Err(Reason::NotForPod) } else { Ok(false) }
+    if is_strict(endpoint) && !own && !multicast && !forwards::<F, M>(maps, endpoint, packet.destination) {
+        return Err(Reason::NotForPod);
+    }
+    Ok(false)
 }
 
 #[inline(always)]

@@ -20,10 +20,12 @@ use portcullis_common::abi::{Endpoint, Mode, config, endpoint_flags};
 use portcullis_common::flow::key_of;
 use portcullis_common::judge::{Config, Family, Maps, V4, V6, endpoint_of};
 use portcullis_common::packet::{
-    FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
+    ETHERNET, FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6,
+    parse_ipv6_direct,
 };
 use portcullis_common::process::{
-    Action, Datapath, Step, Transit, address, consult, decide, goes_first, known_flow, prepare, refuse,
+    ARP_BYTES, Action, Datapath, Step, Transit, address, admit_arp, consult, decide, goes_first, known_flow,
+    prepare, refuse,
 };
 use portcullis_common::reason::{Direction, Reason};
 use portcullis_common::service::SERVICE_ENTRIES;
@@ -86,8 +88,25 @@ fn run(raw: *mut __sk_buff, hook: Direction) -> i32 {
             Some(packet) => direct::<V6>(raw, &path, &skb, hook, slot, packet),
             None => indirect_v6(raw, hook as u32, slot),
         },
+        ethertype::ARP if matches!(hook, Direction::Egress) => arp(raw, slot),
         ethertype::ARP => PASS,
         _ => refused(&path, Reason::UnknownEthertype, hook),
+    }
+}
+
+/// An ARP packet of a pod.
+#[inline(never)]
+fn arp(raw: *mut __sk_buff, slot: u32) -> i32 {
+    let skb = Skb::new(raw);
+    let path = Path { ifindex: skb.ifindex() };
+    let Some(endpoint) = Maps::<V4>::endpoint(&path, slot) else { return DROP };
+    let result = match skb.load::<ARP_BYTES>(ETHERNET) {
+        Some(packet) => admit_arp(&path, endpoint, &packet),
+        None => Err(Reason::Truncated),
+    };
+    match result {
+        Ok(()) => PASS,
+        Err(reason) => refused(&path, reason, Direction::Egress),
     }
 }
 

@@ -130,7 +130,7 @@ pub fn add_frontend(desired: &mut Desired, address: &str, protocol: u8, port: u1
 fn pod() -> PodIdentity {
     let addresses: Vec<IpAddr> =
         ["10.0.0.2", "fd00::2"].iter().map(|a| a.parse().expect("address")).collect();
-    PodIdentity { name: "shop/api".to_owned(), principal: API, subject: SUBJECT, addresses }
+    PodIdentity { name: "shop/api".to_owned(), principal: API, subject: SUBJECT, addresses, routes: false }
 }
 
 /// The endpoint of the fixture: the loopback interface of its network namespace.

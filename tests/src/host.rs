@@ -13,10 +13,10 @@ use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::judge::{Config, Family, Maps, Metadata, V4, V6};
 use portcullis_common::packet::{
-    FragmentPart, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
+    ETHERNET, FragmentPart, Packet as _, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
 use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey};
-use portcullis_common::process::{Action, Datapath, FlowRef, Transit, Work, walk};
+use portcullis_common::process::{ARP_BYTES, Action, Datapath, FlowRef, Transit, Work, admit_arp, walk};
 use portcullis_common::service::{Service, ServiceKey};
 use portcullis_common::{Direction, Identity, Reason, Verdict};
 
@@ -97,6 +97,13 @@ impl Host {
             [0x86, 0xdd] => {
                 let parsed = parse_ipv6_direct(&bytes).map_or_else(|| parse_ipv6(&bytes), Ok);
                 self.walk::<V6>(parsed, hook, frame.len(), ingress_ifindex)
+            }
+            [0x08, 0x06] if hook == Direction::Egress => {
+                let packet = bytes.load::<ARP_BYTES>(ETHERNET).ok_or(Reason::Truncated);
+                match packet.and_then(|packet| admit_arp(self, &self.endpoint, &packet)) {
+                    Ok(()) => true,
+                    Err(reason) => self.refused(reason, hook),
+                }
             }
             [0x08, 0x06] => true,
             _ => self.refused(Reason::UnknownEthertype, hook),

@@ -179,7 +179,7 @@ fn other_endpoint(f: &mut Fixture) -> u32 {
     let index: u32 = text.split(':').next().and_then(|index| index.parse().ok()).expect("its index");
     let addresses: Vec<IpAddr> = vec!["10.0.0.3".parse().expect("an address")];
     let subject = SUBJECT + 1;
-    let pod = PodIdentity { name: "shop/web".to_owned(), principal: WEB, subject, addresses };
+    let pod = PodIdentity { name: "shop/web".to_owned(), principal: WEB, subject, addresses, routes: false };
     f.desired.pods.insert("web".to_owned(), pod);
     f.desired.subjects.insert(subject, rows(Verdict::Allow, &always(Verdict::Allow)));
     let spec = EndpointSpec { ifindex: index, name: "other".into(), pod: Some("web".into()), ..endpoint() };

@@ -1,14 +1,16 @@
 //! Packets through the loaded programs: verdict, reason and counters.
 
+use std::net::Ipv6Addr;
+
 use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis::datapath::{DatapathError, EndpointSpec, HookState, Reader};
 use portcullis_common::abi::{ENDPOINT_PROBES, ENDPOINT_SLOTS, Mode};
-use portcullis_common::{Direction, Kind, Reason, Verdict};
+use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::eventually;
 use portcullis_tests::fixture::{
     API, Fixture, INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture,
 };
-use portcullis_tests::packets::{Packet, flags};
+use portcullis_tests::packets::{POD_MAC, Packet, flags};
 
 const EGRESS: Direction = Direction::Egress;
 const INGRESS: Direction = Direction::Ingress;
@@ -194,10 +196,7 @@ fn a_pod_sends_only_from_its_own_addresses() {
 #[test]
 fn arp_and_neighbour_discovery_pass_and_router_messages_of_a_pod_do_not() {
     with_fixture(|f| {
-        let mut arp = vec![0xff; 6];
-        arp.extend(portcullis_tests::packets::POD_MAC);
-        arp.extend([0x08, 0x06]);
-        arp.extend([0; 28]);
+        let arp = arp(POD_MAC, [10, 0, 0, 2]);
         assert!(f.run_with(EGRESS, &arp, ProbeMetadata::default()));
         assert!(f.run_with(INGRESS, &arp, ProbeMetadata::default()));
         for (kind, hops) in [(133, 255), (135, 255), (136, 255), (143, 1)] {
@@ -216,6 +215,108 @@ fn arp_and_neighbour_discovery_pass_and_router_messages_of_a_pod_do_not() {
         assert!(!f.sends(&Packet::icmp("10.0.0.2", "10.0.0.3", 5, 0, [0; 4], &[0; 28])), "a redirect");
         assert_eq!(f.drops(Reason::ForbiddenIcmp, EGRESS), 3);
     });
+}
+
+/// An ARP request of a sender, for the gateway.
+fn arp(mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
+    let mut arp = vec![0xff; 6];
+    arp.extend(POD_MAC);
+    arp.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+    arp.extend(mac);
+    arp.extend(sender);
+    arp.extend([0; 6]);
+    arp.extend([10, 0, 0, 1]);
+    arp
+}
+
+#[test]
+fn a_pod_tells_its_neighbours_of_its_own_addresses_only() {
+    with_fixture(|f| {
+        let sends = |f: &mut Fixture, frame: &[u8]| f.run_with(EGRESS, frame, ProbeMetadata::default());
+        assert!(
+            sends(f, &arp(POD_MAC, [10, 0, 0, 2])) && sends(f, &arp(POD_MAC, [0, 0, 0, 0])),
+            "its own, a probe"
+        );
+        for (mac, sender) in [(POD_MAC, [10, 0, 0, 3]), (POD_MAC, [10, 0, 0, 1]), ([2; 6], [10, 0, 0, 2])] {
+            assert!(!sends(f, &arp(mac, sender)), "{sender:?}");
+        }
+        assert_eq!(f.drops(Reason::SpoofedSource, EGRESS), 3);
+        let whole = arp(POD_MAC, [10, 0, 0, 2]);
+        for length in 14 + 20..whole.len() {
+            assert!(!sends(f, &whole[..length]), "{length} bytes");
+        }
+        assert_eq!(f.drops(Reason::Truncated, EGRESS), whole.len() as u64 - 34);
+        let mut other = whole;
+        other[19] = 16; // addresses of another length
+        assert!(!sends(f, &other));
+        assert_eq!(f.drops(Reason::Malformed, EGRESS), 1);
+
+        // The link-local address of the gateway is the node's.
+        f.desired
+            .ipcache
+            .insert("fe80::1".parse().expect("an address"), Identity::new(HOST, HOST, Kind::Host));
+        f.apply();
+        let advertises = |source: &str, about: &str| {
+            Packet::icmp(
+                source,
+                "ff02::1",
+                136,
+                0,
+                [0; 4],
+                &about.parse::<Ipv6Addr>().expect("an address").octets(),
+            )
+        };
+        assert!(f.sends(&advertises("fd00::2", "fd00::2")));
+        assert!(f.sends(&advertises("fe80::2", "fd00::2")) && f.sends(&advertises("fe80::2", "fe80::2")));
+        for (source, about) in
+            [("fd00::2", "fd00::3"), ("fe80::2", "fd00::3"), ("fd00::2", "fe80::1"), ("fe80::1", "fd00::2")]
+        {
+            assert!(!f.sends(&advertises(source, about)), "{source} about {about}");
+        }
+        let asks = Packet::icmp("fe80::1", "ff02::1:ff00:3", 135, 0, [0; 4], &[0; 16]);
+        assert!(!f.sends(&asks), "a question tells where its sender is, too");
+        assert_eq!(f.drops(Reason::SpoofedSource, EGRESS), 3 + 5);
+        assert!(
+            !f.sends(&Packet::icmp("fe80::2", "ff02::1", 136, 0, [0; 4], &[0; 15])),
+            "it ends in the address"
+        );
+    });
+}
+
+#[test]
+fn a_pod_that_routes_forwards_for_the_outside_and_speaks_for_nobody_in_the_cluster() {
+    with_fixture(|f| {
+        let web = only(&[(6, 80, 80)]);
+        f.desired.subjects.insert(SUBJECT, rows(Verdict::Allow, &web));
+        f.desired.pods.get_mut("api").expect("the pod").routes = true;
+        f.apply();
+        let out = |source: &str| Packet::tcp(source, 4000, "10.0.0.3", 80, flags::SYN);
+        let back = |to: &str| Packet::tcp("10.0.0.3", 80, to, 4000, flags::SYN | flags::ACK);
+        assert!(f.sends(&out("8.8.8.8")) && f.receives(&back("8.8.8.8")), "a client of its network");
+        assert!(!f.sends(&Packet::tcp("8.8.8.8", 4000, "10.0.0.3", 81, flags::SYN)), "judged as the pod");
+        assert_eq!(f.counters(API, WEB, EGRESS).decisions, [1, 1, 0]);
+        assert!(f.receives(&Packet::udp("10.0.0.4", 1, "8.8.4.4", 53)), "what is routed to it");
+        f.desired.cidrs.insert("10.0.0.0/24".parse().expect("the pod range"), unmanaged());
+        f.apply();
+        for source in ["10.0.0.3", "10.0.0.1", "10.0.9.1", "10.0.0.77", "127.0.0.1", "0.0.0.0", "224.0.0.1"] {
+            assert!(!f.sends(&out(source)), "{source}");
+        }
+        assert!(!f.sends(&out("8.8.8.8").from_mac([2; 6])));
+        assert_eq!(f.drops(Reason::SpoofedSource, EGRESS), 8);
+        assert!(!f.receives(&Packet::udp("10.0.0.4", 1, "10.0.0.3", 53)));
+        assert_eq!(f.drops(Reason::NotForPod, INGRESS), 1);
+        // Taken back: the flows that it had opened for others end.
+        let goes_on = Packet::tcp("8.8.8.8", 4000, "10.0.0.3", 80, flags::ACK);
+        assert!(f.sends(&goes_on));
+        f.desired.pods.get_mut("api").expect("the pod").routes = false;
+        f.apply();
+        assert!(!f.sends(&goes_on));
+    });
+}
+
+/// An address of the pod range that nobody claims.
+fn unmanaged() -> Identity {
+    Identity::new(Kind::Unmanaged.principal(), 90, Kind::Unmanaged)
 }
 
 #[test]
@@ -548,7 +649,9 @@ fn what_only_looks_like_a_message_of_the_link_is_judged() {
         assert_eq!(f.drops(Reason::ForbiddenIcmp, INGRESS), 3);
         // What the link needs goes on under the same policy.
         assert!(f.sends(&icmp6("fd00::2", "fd00::1", 135, 16)), "a probe of the gateway's own address");
-        assert!(f.sends(&icmp6("fd00::2", "fd00::3", 136, 16)), "an answer to a neighbour");
+        let about = "fd00::2".parse::<Ipv6Addr>().expect("an address").octets();
+        let answer = Packet::icmp("fd00::2", "fd00::3", 136, 0, [0; 4], &about);
+        assert!(f.sends(&answer), "an answer to a neighbour");
         assert!(f.receives(&icmp6("fd00::1", "fd00::2", 136, 16)));
         assert!(f.receives(&icmp6("fe80::1", "ff02::1", 134, 16)));
         assert!(f.sends(&Packet::new("10.0.0.2", "224.0.0.22", 2, vec![0; 16]).hop_limit(1)));

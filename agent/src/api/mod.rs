@@ -12,3 +12,9 @@ pub use schema::definitions;
 pub const GROUP: &str = "portcullis.dev";
 /// Label of a Namespace, and annotation of a NetworkPolicy, that sets the mode: `enforce`, `audit` or `off`.
 pub const MODE_KEY: &str = "portcullis.dev/mode";
+/// Annotation of a Pod that forwards packets of others, `true`: it may send from, and is sent to at, addresses outside of the
+/// cluster that are not its own. It has an effect only in a namespace with [`ROUTING_LABEL`].
+pub const ROUTES_KEY: &str = "portcullis.dev/routes";
+/// Label of a Namespace, `allowed`: its pods may have [`ROUTES_KEY`]. Who may make pods there sets annotations, so that alone
+/// proves nothing.
+pub const ROUTING_LABEL: &str = "portcullis.dev/routing-pods";

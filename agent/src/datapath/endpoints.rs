@@ -214,6 +214,7 @@ fn value_of(spec: &EndpointSpec, desired: &Desired) -> Endpoint {
         value.flags |= endpoint_flags::KNOWN;
         value.principal = pod.principal;
         value.subject = pod.subject;
+        value.flags |= if pod.routes { endpoint_flags::ROUTES } else { 0 };
     }
     if let Some(mac) = spec.mac {
         value.flags |= endpoint_flags::CHECK_MAC;

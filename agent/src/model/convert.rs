@@ -80,11 +80,17 @@ impl TryFrom<core::Pod> for Pod {
             sandbox_started: sandbox_started(&status, &pod.metadata),
             named_ports: named_ports(&spec)?,
             judges: is_ready_agent(&status, &pod.metadata),
+            routes: asks_to_route(&pod.metadata),
             labels: labels(pod.metadata),
             namespace,
             name,
         })
     }
+}
+
+fn asks_to_route(metadata: &ObjectMeta) -> bool {
+    let asked = metadata.annotations.as_ref().and_then(|annotations| annotations.get(api::ROUTES_KEY));
+    asked.is_some_and(|value| value == "true")
 }
 
 impl TryFrom<core::Namespace> for Namespace {
@@ -435,6 +441,7 @@ mod tests {
     fn a_pod_keeps_what_decides_about_identity() {
         let full = pod(json!({
             "metadata": {"name": "db-0", "namespace": "shop", "uid": "u1", "labels": {"app": "db"},
+                "annotations": {api::ROUTES_KEY: "true"},
                 "creationTimestamp": "1970-01-01T00:00:01Z"},
             "spec": {
                 "serviceAccountName": "db", "nodeName": "n1", "hostNetwork": true,
@@ -470,6 +477,7 @@ mod tests {
             sandbox_started: 3,
             named_ports: vec![("sql".into(), 6, 5432), ("dns".into(), 17, 53), ("side".into(), 132, 7)],
             judges: false,
+            routes: true,
         };
         assert_eq!(full, Ok(expected));
     }

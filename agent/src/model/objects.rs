@@ -141,6 +141,8 @@ pub struct Pod {
     /// their readiness
     /// changes nothing here.
     pub judges: bool,
+    /// Annotation [`crate::api::ROUTES_KEY`]: it asks to forward packets of others.
+    pub routes: bool,
 }
 
 /// A namespace.

@@ -91,8 +91,10 @@ pub struct PodIdentity {
     pub principal: u32,
     /// Number of the subject class.
     pub subject: u32,
-    /// The addresses that this pod owns: the only sources it may use.
+    /// The addresses that this pod owns: the only sources it may use, unless it routes.
     pub addresses: Vec<IpAddr>,
+    /// It may forward packets of addresses outside of the cluster.
+    pub routes: bool,
 }
 
 /// Something in an object that is not understood, or has no effect; nobody gains access by it.

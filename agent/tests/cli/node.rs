@@ -227,8 +227,13 @@ fn desired() -> Desired {
     let port80 = [(PortKey::FIRST, deny), (PortKey::new(TCP, 80), by_rule), (PortKey::new(TCP, 81), deny)];
     rows.insert((Direction::Ingress, wildcard_of(Kind::Pod)), Arc::new(Function::new(port80).unwrap()));
     rows.insert((Direction::Egress, wildcard_of(Kind::Host)), Arc::new(Function::constant(deny)));
-    let pod =
-        PodIdentity { name: "shop/db-0".into(), principal: 16, subject: 1, addresses: vec![address(POD)] };
+    let pod = PodIdentity {
+        name: "shop/db-0".into(),
+        principal: 16,
+        subject: 1,
+        addresses: vec![address(POD)],
+        routes: false,
+    };
     Desired {
         ipcache: BTreeMap::from([
             (address(POD), Identity::new(16, 20, Kind::Pod)),

@@ -240,6 +240,7 @@ impl Rng {
                 sandbox_started: i64::from(i),
                 named_ports,
                 judges: false,
+                routes: false,
             }));
         }
         for i in 0..=self.below(4) {

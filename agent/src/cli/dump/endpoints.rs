@@ -23,6 +23,8 @@ struct Record {
     principal_number: u32,
     /// Addresses that the pod may send from.
     addresses: Vec<IpAddr>,
+    /// Whether it may also forward packets of addresses outside of the cluster.
+    routes: bool,
     subject: String,
     subject_number: u32,
     /// Whether the kernel knows the pod behind the interface.
@@ -89,6 +91,7 @@ fn record(context: &Context, endpoint: &Endpoint) -> Record {
         principal: names.principal(endpoint.principal),
         principal_number: endpoint.principal,
         addresses: addresses(endpoint),
+        routes: endpoint.flags & endpoint_flags::ROUTES != 0,
         subject: names.subject(endpoint.subject),
         subject_number: endpoint.subject,
         known: endpoint.flags & endpoint_flags::KNOWN != 0,
@@ -98,6 +101,13 @@ fn record(context: &Context, endpoint: &Endpoint) -> Record {
             .collect(),
         warning: names.endpoint(ifindex).and_then(|e| e.warning.clone()),
     }
+}
+
+/// What the pod may send from, in one column.
+fn sources(record: &Record) -> String {
+    let mut sources: Vec<String> = record.addresses.iter().map(ToString::to_string).collect();
+    sources.extend(record.routes.then(|| "and routes".to_owned()));
+    sources.join(",")
 }
 
 /// Both hooks in a word if they agree.
@@ -120,7 +130,7 @@ pub(super) fn part(context: &Context) -> anyhow::Result<Part> {
             r.interface.clone(),
             r.pod.clone().unwrap_or_default(),
             r.principal.clone(),
-            r.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            sources(r),
             r.subject.clone(),
             hooks(&r.hooks),
         ]

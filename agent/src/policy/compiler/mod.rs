@@ -378,6 +378,7 @@ impl Compiler {
             principal: first.principal,
             subject: first.subject,
             addresses: addresses.into_iter().collect(),
+            routes: pod.routes && may_route(world, &pod.namespace),
         })
     }
 
@@ -391,6 +392,14 @@ impl Compiler {
         problems.dedup();
         self.desired.problems = problems;
     }
+}
+
+/// Whether pods of a namespace may forward packets of others.
+fn may_route(world: &World, namespace: &str) -> bool {
+    let namespace = world.namespaces.get(namespace);
+    namespace.is_some_and(|namespace| {
+        namespace.labels.get(crate::api::ROUTING_LABEL).is_some_and(|value| value == "allowed")
+    })
 }
 
 fn ranges(world: &World) -> Ranges {

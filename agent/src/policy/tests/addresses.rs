@@ -43,6 +43,23 @@ fn pods_nodes_this_host_the_pod_range_and_the_outside() {
 }
 
 #[test]
+fn a_pod_routes_if_it_asks_for_it_and_its_namespace_allows_it() {
+    for (asks, label, wanted) in [
+        (true, Some("allowed"), true),
+        (true, Some("true"), false),
+        (true, None, false),
+        (false, Some("allowed"), false),
+    ] {
+        let gateway = Pod { routes: asks, ..pod("edge", "gw").sa("gw").ip("10.0.0.1") };
+        let mut cluster = Cluster::new([gateway]);
+        let labels = &mut cluster.0.namespaces.get_mut("edge").expect("the namespace").labels;
+        labels.extend(label.map(|value| (crate::api::ROUTING_LABEL.to_owned(), value.to_owned())));
+        let compiled = cluster.compile();
+        assert_eq!(compiled.desired.pods["gw"].routes, wanted, "asks: {asks}, label: {label:?}");
+    }
+}
+
+#[test]
 fn the_newer_of_two_pods_has_the_address_and_the_older_loses_its_endpoint() {
     let old = Pod { sandbox_started: 1, ..pod("shop", "z-old").sa("api").ip("10.0.0.1").ip("fd00::1") };
     let new = Pod { sandbox_started: 2, ..pod("shop", "new").sa("web").ip("10.0.0.1") };
