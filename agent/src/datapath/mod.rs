@@ -284,6 +284,8 @@ fn forward_log(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
 /// # Errors
 /// If the kernel refuses a map.
 pub fn load_object(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Ebpf, DatapathError> {
+    // A table of another size than the template's is taken as well.
+    flows::create_outer(pins, sizes.flows_size)?;
     let mut loader = EbpfLoader::new();
     for name in names::ALL {
         loader.map_pin_path(name, pins.map(name));
