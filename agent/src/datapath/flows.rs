@@ -55,7 +55,9 @@ pub fn create(maps: &mut KernelMaps, pins: &Pins, slot: u32, entries: u32) -> Re
         .set(slot, &table, 0)
         .map_err(|error| DatapathError::map("set a table in", names::FLOWS4, describe(&error)))?;
     let table = create_table::<FlowKey6>(&pins.flow(slot, 6), "flows6", entries)?;
-    maps.flows6.set(slot, &table, 0).map_err(|error| DatapathError::map("set a table in", names::FLOWS6, describe(&error)))
+    maps.flows6
+        .set(slot, &table, 0)
+        .map_err(|error| DatapathError::map("set a table in", names::FLOWS6, describe(&error)))
 }
 
 fn create_table<K: Pod>(

@@ -39,7 +39,7 @@ use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
 use portcullis_common::policy::RowKey;
 use portcullis_common::{Direction, abi};
 
-pub use attach::{AttachMode, HookState, describe_program};
+pub use attach::{AttachMode, HookState, describe_program, find_filter};
 pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
 pub use events::{Claim, EventSource, Events, flow_ends, packet_ends};

@@ -48,6 +48,12 @@ pub fn kernel_version() -> Option<(u32, u32)> {
     *FOUND.get_or_init(|| version_of(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?))
 }
 
+/// Whether a test run of a program keeps the packets of its CPU waiting (6.11 and later). Before, one of them could interrupt
+/// it and write into the work area that it uses.
+pub fn has_exclusive_test_runs() -> bool {
+    kernel_version().is_some_and(|found| found >= (6, 11))
+}
+
 /// Major and minor number in the name of a kernel's release.
 pub fn version_of(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
