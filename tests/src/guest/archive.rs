@@ -76,9 +76,7 @@ fn member(to: &mut impl Write, number: u32, mode: u32, name: &str, content: &[u8
     // inode, mode, user, group, links, time, size, two device numbers of each kind, length of the name, no checksum
     let fields = [number, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
     let mut header = String::from("070701");
-    for field in fields {
-        header.push_str(&format!("{field:08X}"));
-    }
+    header.extend(fields.map(|field| format!("{field:08X}")));
     let padding = |length: usize| &[0; 3][..length.next_multiple_of(4) - length];
     to.write_all(header.as_bytes())?;
     to.write_all(name.as_bytes())?;
