@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use portcullis_tests::guest::{Contents, Guest, KERNELS, Kernel, sum};
 use portcullis_tests::{agent, privileged_test};
 
-/// A guest takes one and a half minutes on a machine with nothing else to do.
-const DEADLINE: Duration = Duration::from_secs(600);
+/// A guest that is not done by then hangs: long enough for a machine that does much else.
+const DEADLINE: Duration = Duration::from_secs(900);
 
 /// The test programs, and the tests of each; none: all of them. Loading the programs takes an emulated processor five seconds
 /// on Linux 6.1, so most are here that differ by kernel, and `differential` has packets of every kind for one load.
@@ -18,21 +18,13 @@ const TESTS: &[(&str, &[&str])] = &[
     (
         "packets",
         &[
-            "a_permitted_connection_passes_both_ways_and_counts_for_its_pair",
-            "what_cannot_be_parsed_is_dropped_with_its_reason_at_every_length",
+            "a_revoked_permission_cuts_a_connection_at_its_next_packet_from_either_side",
             "icmp_errors_pass_only_about_flows_that_exist",
         ],
     ),
     ("differential", &[]),
     ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"]),
-    (
-        "agent",
-        &[
-            "a_policy_that_changes_holds_for_new_and_for_established_connections",
-            "a_killed_agent_leaves_enforcement_and_connections_and_its_restart_disturbs_nothing",
-            "attaching_the_other_way_leaves_one_program_on_each_hook",
-        ],
-    ),
+    ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"]),
     (
         "conntrack",
         &[
