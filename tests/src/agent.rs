@@ -192,6 +192,11 @@ impl<'a> Agent<'a> {
         self.wait_ready()
     }
 
+    /// As [`Self::restart_with`], and does not wait until it is ready.
+    pub fn restart_unready<A: Into<OsString>>(&mut self, args: impl IntoIterator<Item = A>) -> Result<()> {
+        self.spawn_with(args)
+    }
+
     /// Starts it again, and does not wait until it is ready.
     pub fn spawn_again(&mut self) -> Result<()> {
         self.spawn_with(std::iter::empty::<OsString>())

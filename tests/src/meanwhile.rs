@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use portcullis::datapath::sys;
+use portcullis::datapath::{find_filter, sys};
+use portcullis_common::Direction;
 
 use crate::packets::{Packet, flags};
 
@@ -13,7 +14,12 @@ use crate::packets::{Packet, flags};
 /// # Panics
 /// If no program is attached to interface 1, or the kernel refuses to run it.
 pub fn probed_meanwhile(change: impl FnOnce()) -> (u64, u64) {
-    let ids = sys::tcx_programs(1, true).expect("the kernel answers");
+    // What goes to the pod leaves the host by its interface.
+    let ids = if sys::has_tcx() {
+        sys::tcx_programs(1, true).expect("the kernel answers")
+    } else {
+        find_filter(1, Direction::Ingress).expect("the kernel answers").into_iter().collect()
+    };
     let program = aya::programs::loaded_programs()
         .filter_map(Result::ok)
         .find(|program| ids.contains(&program.id()))

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long to wait before a condition is called unmet: generous, because a busy machine is slow, not wrong.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait before a condition is called unmet: generous, because a busy or emulated machine is slow, not wrong.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(10);

@@ -133,7 +133,7 @@ fn bpf_map() -> Finding {
 
 fn programs() -> Finding {
     match probe::load_programs() {
-        Ok(()) => Finding::ok("programs", "both programs passed this kernel's verifier, and were let go"),
+        Ok(_) => Finding::ok("programs", "both programs passed this kernel's verifier, and were let go"),
         Err(error) => {
             let text = brief(&error.to_string());
             Finding::fail(

@@ -20,8 +20,6 @@ use crate::conntrack::{Client, Connection, Dumped, Error, Places, Tuple, View, v
 const SEED_CONNECTIONS: usize = 100_000;
 /// How long the start may take for it.
 const SEED_TIME: Duration = Duration::from_secs(3);
-/// Since this kernel a test run keeps the packets of its CPU waiting; before, they could write into its work area.
-const EXCLUSIVE_TEST_RUNS: (u32, u32) = (6, 11);
 
 /// Where this node's addresses are, as the maps have it.
 struct Known<'a> {
@@ -129,8 +127,7 @@ impl Datapath {
 
     /// Whether the programs may be run on packets of ours: not beside real ones, where those could interrupt them.
     fn may_judge(&self) -> bool {
-        !self.adopted && self.seeding
-            || sys::kernel_version().is_some_and(|found| found >= EXCLUSIVE_TEST_RUNS)
+        !self.adopted && self.seeding || sys::has_exclusive_test_runs()
     }
 
     /// Runs the programs on a connection's SYN and then, if it passed, on the rest of its handshake.

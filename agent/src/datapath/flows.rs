@@ -1,18 +1,49 @@
 //! The endpoints' flow tables: one LRU hash an endpoint and IP version, so that no pod can push out another's flows.
 //! The tables are pinned beside the outer map, so that a dump can open them without asking the kernel by id.
 
+use std::ffi::CStr;
 use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
+use aya_obj::generated::bpf_map_type;
+use portcullis_common::abi::{ENDPOINT_SLOTS, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 
+use super::attach::describe;
 use super::error::DatapathError;
 use super::kernel::KernelMaps;
 use super::pins::Pins;
+use super::sys::{self, NewMap};
 
 /// `BPF_MAP_TYPE_LRU_HASH`.
 const LRU_HASH: u32 = 9;
+
+/// Makes and pins the maps of tables, unless they are pinned already. The loader would give their template a description of its
+/// types, which the tables have not, and before Linux 6.2 the kernel takes such tables for another kind of map.
+///
+/// # Errors
+/// If a map cannot be made or pinned.
+pub fn create_outer(pins: &Pins, entries: u32) -> Result<(), DatapathError> {
+    outer::<FlowKey4>(pins, names::FLOWS4, c"FLOWS4", entries)?;
+    outer::<FlowKey6>(pins, names::FLOWS6, c"FLOWS6", entries)
+}
+
+fn outer<K>(pins: &Pins, name: &str, short: &CStr, entries: u32) -> Result<(), DatapathError> {
+    let pin = pins.map(name);
+    if pin.exists() {
+        return Ok(());
+    }
+    let failed = |error: &dyn std::error::Error| DatapathError::map("create", name, describe(error));
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs")]
+    let (key, value) = (size_of::<K>() as u32, size_of::<Flow>() as u32);
+    let template = NewMap { name: c"", kind: bpf_map_type::BPF_MAP_TYPE_LRU_HASH, key, value, entries };
+    let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS;
+    let map = NewMap { name: short, kind, key: 4, value: 4, entries: ENDPOINT_SLOTS };
+    let map = sys::create_map(&template, None).and_then(|inner| sys::create_map(&map, Some(&inner)));
+    let map = MapData::from_fd(map.map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
+    map.pin(pin).map_err(|e| failed(&e))
+}
 
 /// Gives the endpoint in a slot new, empty tables.
 ///
@@ -22,9 +53,11 @@ pub fn create(maps: &mut KernelMaps, pins: &Pins, slot: u32, entries: u32) -> Re
     let table = create_table::<FlowKey4>(&pins.flow(slot, 4), "flows4", entries)?;
     maps.flows4
         .set(slot, &table, 0)
-        .map_err(|error| DatapathError::map("set a table in", "FLOWS4", error))?;
+        .map_err(|error| DatapathError::map("set a table in", names::FLOWS4, describe(&error)))?;
     let table = create_table::<FlowKey6>(&pins.flow(slot, 6), "flows6", entries)?;
-    maps.flows6.set(slot, &table, 0).map_err(|error| DatapathError::map("set a table in", "FLOWS6", error))
+    maps.flows6
+        .set(slot, &table, 0)
+        .map_err(|error| DatapathError::map("set a table in", names::FLOWS6, describe(&error)))
 }
 
 fn create_table<K: Pod>(
@@ -72,10 +105,10 @@ pub fn present(pins: &Pins, slot: u32, entries: u32) -> bool {
 /// If a pin cannot be removed.
 pub fn remove(pins: &Pins, slot: u32) -> Result<(), DatapathError> {
     use std::os::fd::AsFd as _;
-    for (name, version) in [("FLOWS4", 4), ("FLOWS6", 6)] {
+    for (name, version) in [(names::FLOWS4, 4), (names::FLOWS6, 6)] {
         if let Ok(outer) = MapData::from_pin(pins.map(name)) {
             // An element that is not there is what was wanted.
-            let _ = super::sys::delete_element(outer.fd().as_fd(), slot);
+            let _ = sys::delete_element(outer.fd().as_fd(), slot);
         }
         Pins::remove(&pins.flow(slot, version))?;
     }

@@ -40,7 +40,7 @@ use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
 use portcullis_common::policy::RowKey;
 use portcullis_common::{Direction, abi};
 
-pub use attach::{AttachMode, HookState, describe_program};
+pub use attach::{AttachMode, HookState, describe_program, find_filter};
 pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
 pub use events::{Claim, EventSource, Events, flow_ends, packet_ends};
@@ -291,6 +291,8 @@ fn forward_log(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
 /// # Errors
 /// If the kernel refuses a map.
 pub fn load_object(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Ebpf, DatapathError> {
+    // A table of another size than the template's is taken as well.
+    flows::create_outer(pins, sizes.flows_size)?;
     let mut loader = EbpfLoader::new();
     for name in names::ALL {
         loader.map_pin_path(name, pins.map(name));

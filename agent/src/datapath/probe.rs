@@ -75,12 +75,21 @@ pub fn jiffies() -> io::Result<u32> {
     Ok(unsafe { attr.test.retval })
 }
 
+/// A program that this kernel's verifier took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// How many instructions the verifier followed, over all branches. A million is the most that it does.
+    pub instructions: Option<u32>,
+}
+
 /// Loads both programs with small maps that nobody else sees, and lets them go: whether this kernel's verifier takes
-/// them from this process.
+/// them from this process, and how much work they are to it.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn load_programs() -> Result<(), DatapathError> {
+pub fn load_programs() -> Result<Vec<Verified>, DatapathError> {
     let sizes = Sizes {
         ipcache_size: 1,
         cidrs_size: 1,
@@ -99,10 +108,14 @@ pub fn load_programs() -> Result<(), DatapathError> {
         }
     }
     let mut object = loader.load(OBJECT)?;
+    let mut verified = Vec::new();
     for &direction in Direction::ALL {
         attach::load(&mut object, direction)?;
+        let info = attach::classifier(&mut object, direction)?.info();
+        let instructions = info.ok().and_then(|info| info.verified_instruction_count());
+        verified.push(Verified { name: attach::program_name(direction), instructions });
     }
-    Ok(())
+    Ok(verified)
 }
 
 #[cfg(test)]
@@ -125,6 +138,7 @@ mod tests {
     #[test]
     fn this_kernel_takes_the_programs() {
         create_map().unwrap();
-        load_programs().unwrap();
+        let verified = load_programs().unwrap();
+        assert_eq!(verified.len(), 2, "{verified:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! The few system calls that aya has no wrapper for, each behind a safe function.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem;
@@ -47,6 +48,12 @@ pub fn kernel_version() -> Option<(u32, u32)> {
     *FOUND.get_or_init(|| version_of(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?))
 }
 
+/// Whether a test run of a program keeps the packets of its CPU waiting (6.11 and later). Before, one of them could interrupt
+/// it and write into the work area that it uses.
+pub fn has_exclusive_test_runs() -> bool {
+    kernel_version().is_some_and(|found| found >= (6, 11))
+}
+
 /// Major and minor number in the name of a kernel's release.
 pub fn version_of(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
@@ -77,8 +84,10 @@ pub fn grace_period() -> io::Result<()> {
 /// # Errors
 /// What `bpf` says.
 pub fn grace_period_by_map() -> io::Result<()> {
-    let inner = create_array(bpf_map_type::BPF_MAP_TYPE_ARRAY, None)?;
-    let outer = create_array(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, Some(&inner))?;
+    let array = NewMap { name: c"", kind: bpf_map_type::BPF_MAP_TYPE_ARRAY, key: 4, value: 4, entries: 1 };
+    let inner = create_map(&array, None)?;
+    let outer = NewMap { kind: bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, ..array };
+    let outer = create_map(&outer, Some(&inner))?;
     let (key, value) = (0u32, inner.as_raw_fd());
     // SAFETY: zero is a valid value of this union of plain structs.
     let mut attr: bpf_attr = unsafe { mem::zeroed() };
@@ -89,14 +98,38 @@ pub fn grace_period_by_map() -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
-/// An array of one element of four bytes, of numbers or of maps like `inner`.
-fn create_array(kind: bpf_map_type, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+/// A map to be made, without a description of its types.
+#[derive(Clone, Copy, Debug)]
+pub struct NewMap<'a> {
+    /// At most 15 characters of it are kept.
+    pub name: &'a CStr,
+    /// What it is.
+    pub kind: bpf_map_type,
+    /// Bytes of a key.
+    pub key: u32,
+    /// Bytes of a value.
+    pub value: u32,
+    /// How many there can be.
+    pub entries: u32,
+}
+
+/// Makes a map; one of maps holds those that are like `inner`.
+///
+/// # Errors
+/// What `bpf` says.
+pub fn create_map(map: &NewMap<'_>, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
     // SAFETY: zero is a valid value of this union of plain structs.
     let mut attr: bpf_attr = unsafe { mem::zeroed() };
-    attr.__bindgen_anon_1.map_type = kind as u32;
-    attr.__bindgen_anon_1.key_size = 4;
-    attr.__bindgen_anon_1.value_size = 4;
-    attr.__bindgen_anon_1.max_entries = 1;
+    attr.__bindgen_anon_1.map_type = map.kind as u32;
+    attr.__bindgen_anon_1.key_size = map.key;
+    attr.__bindgen_anon_1.value_size = map.value;
+    attr.__bindgen_anon_1.max_entries = map.entries;
+    // SAFETY: the whole union was written above, and every value of these bytes is valid.
+    let name = unsafe { &mut attr.__bindgen_anon_1.map_name };
+    // The last byte stays zero.
+    for (to, from) in name[..15].iter_mut().zip(map.name.to_bytes()) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
     if let Some(inner) = inner {
         attr.__bindgen_anon_1.inner_map_fd = u32::try_from(inner.as_raw_fd()).unwrap_or(u32::MAX);
     }

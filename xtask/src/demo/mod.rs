@@ -59,7 +59,7 @@ enum NetworkArgument {
 
 /// Runs the demo.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    require()?;
+    require(arguments)?;
     let result = with_agent(arguments);
     if result.as_ref().is_err_and(anyhow::Error::is::<Interrupted>) {
         // What a shell reports for a program that SIGINT has ended.
@@ -68,9 +68,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     result
 }
 
-/// Says what is missing and installs it, before anything is built or made.
-fn require() -> Result<()> {
-    crate::setup::ensure_ready(crate::setup::Purpose::Demo)?;
+/// Says what is missing and installs it, before anything is built or made. With a finished agent nothing is built.
+fn require(arguments: &Arguments) -> Result<()> {
+    if arguments.binary.is_none() {
+        crate::setup::ensure_ready(crate::setup::Purpose::Demo)?;
+    }
     require_privileges()
 }
 

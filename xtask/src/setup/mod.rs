@@ -3,6 +3,7 @@
 //! Run again it finds nothing to do. Where it cannot install, it names the command that gets the missing piece.
 
 mod cluster;
+mod kernels;
 mod line;
 mod needs;
 

@@ -81,6 +81,9 @@ pub fn missing(purpose: Purpose) -> Vec<Need> {
     if matches!(purpose, Purpose::Cluster | Purpose::Test | Purpose::Ci) {
         super::cluster::needs(apt, &mut needs);
     }
+    if matches!(purpose, Purpose::Test | Purpose::Ci) {
+        super::kernels::needs(apt, &mut needs);
+    }
     if purpose == Purpose::Ci {
         ci_tools(&mut needs);
     }

@@ -14,7 +14,7 @@ use crate::cargo::Executable;
 const CLUSTERS: [&[&str]; 3] = [&["cluster_life"], &["cluster_tool", "cluster_reach", "examples"], &[]];
 
 /// Other programs that take a minute or more: they begin first, so that no lane has one left when the others are done.
-const LONG: [&str; 5] = ["conntrack", "agent", "demo", "random", "kubernetes"];
+const LONG: [&str; 6] = ["kernels", "conntrack", "agent", "demo", "random", "kubernetes"];
 
 /// Tests of the product as it is installed: they need the container image.
 const WITH_IMAGE: [&str; 3] = ["examples", "cluster_reach", "cluster_life"];

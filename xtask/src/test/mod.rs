@@ -78,11 +78,14 @@ fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
     require_privileges()?;
     // Once: a second command that builds less has other features, and compiles the agent once more.
     let built = cargo::executables(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"])?;
-    let programs = program::Programs {
-        agent: cargo::program(&built, "portcullis")?,
-        xtask: std::env::current_exe().context("the path of this program")?,
-    };
+    let agent = cargo::program(&built, "portcullis")?;
     let tests: Vec<_> = built.into_iter().filter(|found| found.test).collect();
+    let privileged = tests.iter().filter(|test| lanes::is_privileged(test)).map(|test| &test.path);
+    let programs = program::Programs {
+        agent,
+        xtask: std::env::current_exe().context("the path of this program")?,
+        tests: std::env::join_paths(privileged).context("a list of the test programs")?,
+    };
     // A cluster runs on without the test that made it, and takes memory and processors from the tests to come.
     for name in sweep()? {
         println!("note: an earlier run was cut off and left a cluster; removed: {}", name.as_str());

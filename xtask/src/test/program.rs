@@ -1,5 +1,6 @@
 //! One test program after the other, and a look for what each left behind.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -22,6 +23,8 @@ pub struct Programs {
     pub agent: PathBuf,
     /// This program.
     pub xtask: PathBuf,
+    /// The privileged test programs, for the one that runs others.
+    pub tests: OsString,
 }
 
 /// What the lanes of a run share.
@@ -64,6 +67,7 @@ impl<'a> Runner<'a> {
         command.args(self.filter(test)).current_dir(&test.package);
         command.env("CARGO_MANIFEST_DIR", &test.package).env("PORTCULLIS_BIN", &self.programs.agent);
         command.env("PORTCULLIS_XTASK", &self.programs.xtask);
+        command.env("PORTCULLIS_TEST_PROGRAMS", &self.programs.tests);
         // Who asks for one test wants to read what it notes.
         command.args(self.name.map(|_| "--show-output"));
         // A failed test's message says what was wrong; the path through the harness says nothing more.

@@ -1,0 +1,98 @@
+//! Older kernels: the tests of packets, flows and lifecycle, and the demo's scenario, in guests of an emulator.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use portcullis_tests::guest::{Contents, Guest, KERNELS, Kernel, sum};
+use portcullis_tests::{agent, privileged_test};
+
+/// A guest that is not done by then hangs: long enough for a machine that does much else.
+const DEADLINE: Duration = Duration::from_secs(900);
+
+/// The test programs, and the tests of each; none: all of them. Loading the programs takes an emulated processor five seconds
+/// on Linux 6.1, so most are here that differ by kernel, and `differential` has packets of every kind for one load.
+const TESTS: &[(&str, &[&str])] = &[
+    ("verifier", &[]),
+    (
+        "packets",
+        &[
+            "a_revoked_permission_cuts_a_connection_at_its_next_packet_from_either_side",
+            "icmp_errors_pass_only_about_flows_that_exist",
+        ],
+    ),
+    ("differential", &[]),
+    ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"]),
+    ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"]),
+    (
+        "conntrack",
+        &[
+            "permitted_connections_that_were_open_before_the_first_start_live_on_and_forbidden_ones_are_cut",
+            "a_permitted_connection_survives_the_loss_of_its_flow_whoever_speaks_first",
+        ],
+    ),
+];
+
+/// Packets of `differential` in a guest.
+const ROUNDS: u32 = 20_000;
+
+/// A test program, by its name: beside the name there is a number of cargo's.
+fn program(name: &str) -> Result<PathBuf> {
+    let paths = std::env::var_os("PORTCULLIS_TEST_PROGRAMS");
+    let paths =
+        paths.context("PORTCULLIS_TEST_PROGRAMS is not set: run this by `cargo xtask test kernels`")?;
+    let is = |path: &PathBuf| {
+        let file = path.file_name().and_then(|file| file.to_str());
+        file.and_then(|file| file.rsplit_once('-')).is_some_and(|(found, _)| found == name)
+    };
+    std::env::split_paths(&paths).find(is).with_context(|| format!("there is no test program {name}"))
+}
+
+fn contents() -> Result<Contents> {
+    let mut contents = Contents::new()?;
+    contents.add_variable("PORTCULLIS_TEST_ROUNDS", &ROUNDS.to_string());
+    contents.add_program(&agent::binary()?, "portcullis")?;
+    for (name, tests) in TESTS {
+        contents.add_program(&program(name)?, name)?;
+        contents.add_step(
+            name,
+            &format!("/tests/{name} --test-threads=1 --show-output --exact {}", tests.join(" ")),
+        );
+    }
+    let xtask = std::env::var_os("PORTCULLIS_XTASK").context("PORTCULLIS_XTASK is not set")?;
+    contents.add_program(Path::new(&xtask), "xtask")?;
+    contents.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo").canonicalize()?)?;
+    contents.add_step("demo", "/tests/xtask demo --binary /tests/portcullis --network routed");
+    Ok(contents)
+}
+
+fn passes_on(kernel: Kernel) -> Result<()> {
+    privileged_test(|| {
+        let contents = contents()?;
+        let outcome = Guest { kernel, contents: &contents, deadline: DEADLINE }.run()?;
+        let passed = sum(&outcome.console)?;
+        // Not captured: whoever runs the tests sees it.
+        let mut out = std::io::stdout();
+        for line in &outcome.console {
+            if ["verifier: ", "==guest== end", " packets: ", "demo: "]
+                .iter()
+                .any(|start| line.contains(start))
+            {
+                writeln!(out, "{line}")?;
+            }
+        }
+        writeln!(out, "Linux {}: {passed} tests passed in {} s", kernel.release()?, outcome.took.as_secs())?;
+        Ok(())
+    })
+}
+
+#[test]
+fn packets_flows_life_and_the_demo_on_the_oldest_kernel_with_filters() -> Result<()> {
+    passes_on(KERNELS[0])
+}
+
+#[test]
+fn packets_flows_life_and_the_demo_on_a_kernel_of_the_middle_with_links() -> Result<()> {
+    passes_on(KERNELS[1])
+}
