@@ -20,7 +20,14 @@ pub mod faults;
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
 #[cfg(feature = "agent")]
-#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
+#[allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a library of tests: a failure is a panic"
+)]
+pub mod golden;
+#[cfg(feature = "agent")]
 pub mod host;
 #[cfg(feature = "agent")]
 pub mod installed;
