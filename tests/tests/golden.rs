@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use portcullis_checks::targets;
 use portcullis_common::{Direction, Reason, Verdict};
 use portcullis_tests::fixture::with_fixture;
 use portcullis_tests::golden::frame::ETHERNET;
 use portcullis_tests::golden::outcome::{HostSubject, Kernel, Subject, outcome};
-use portcullis_tests::golden::{Case, Step, Version, cases};
+use portcullis_tests::golden::{Case, Step, Version, cases, seeds};
 
 /// Reasons that no case can have: nothing gives them to a packet, or no table of the kernel can be brought to it.
 const OUT_OF_REACH: &[(Reason, &str)] = &[
@@ -92,6 +93,36 @@ fn reason(case: &Case, host: &HostSubject) -> Option<Reason> {
         (_, counts) if counts.ends_with(" decision") => None,
         _ if case.packet.is_error() => Some(Reason::Related),
         _ => Some(Reason::Established),
+    }
+}
+
+/// With `PORTCULLIS_SEEDS` in the environment they are written there: what the fuzzers begin with.
+#[test]
+fn what_the_fuzzers_check_holds_for_every_packet_of_the_table() {
+    let folder = std::env::var_os("PORTCULLIS_SEEDS").map(std::path::PathBuf::from);
+    let check = |target: &str, name: String, input: &[u8]| {
+        targets::named(target)(input);
+        if let Some(folder) = &folder {
+            std::fs::create_dir_all(folder.join(target)).expect("a folder");
+            std::fs::write(folder.join(target).join(name), input).expect("a file");
+        }
+    };
+    for (index, seed) in seeds().iter().enumerate() {
+        check("parser", format!("seed-{index}"), &[&[0][..], &seed.frame].concat());
+    }
+    for (index, case) in cases().iter().enumerate() {
+        for version in case.versions() {
+            let mut input = Vec::new();
+            let steps = case.before.iter().filter_map(|step| match step {
+                Step::Packet { hook, packet, .. } => Some((hook, packet)),
+                _ => None,
+            });
+            for (hook, packet) in steps.chain([(&case.hook, &case.packet)]) {
+                // Jumbo frames are too long for an input.
+                let _ = targets::append(&mut input, hook.direction(), &packet.frame(version));
+            }
+            check("walk", format!("case-{index}-{version:?}"), &input);
+        }
     }
 }
 

@@ -10,7 +10,13 @@
 )]
 
 pub mod host;
+pub mod model;
+pub mod mutate;
+pub mod random;
+pub mod reading;
+pub mod shop;
 pub mod tables;
+pub mod targets;
 
 pub use host::Host;
 pub use tables::Tables;

@@ -9,6 +9,7 @@ pub mod setups;
 
 use std::fmt;
 
+use portcullis_checks::mutate::Seed;
 use portcullis_common::abi::Mode;
 use portcullis_common::{Direction, Reason, Verdict};
 use serde::{Deserialize, Deserializer};
@@ -217,6 +218,27 @@ impl Case {
             }
         }
     }
+}
+
+/// The packets of every case and of what comes before it: what random packets begin with.
+pub fn seeds() -> Vec<Seed> {
+    let mut seeds = Vec::new();
+    for case in cases() {
+        for version in case.versions() {
+            let mut add = |hook: Hook, packet: &PacketSpec| {
+                seeds.push(Seed { hook: hook.direction(), frame: packet.frame(version) });
+            };
+            for step in &case.before {
+                if let Step::Packet { hook, packet, .. } = step {
+                    add(*hook, packet);
+                }
+            }
+            add(case.hook, &case.packet);
+        }
+    }
+    seeds.sort_unstable_by(|a, b| (a.hook, &a.frame).cmp(&(b.hook, &b.frame)));
+    seeds.dedup_by(|a, b| (a.hook, &a.frame) == (b.hook, &b.frame));
+    seeds
 }
 
 /// Sends what comes before a case, and returns its packet: for the benchmark.

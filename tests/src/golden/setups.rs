@@ -1,12 +1,14 @@
 //! The set-ups that cases name: what the maps hold, who is behind the interface, and the mode.
 
+use std::collections::BTreeMap;
+
 use portcullis::datapath::EndpointSpec;
-use portcullis::policy::Desired;
+use portcullis::policy::{Desired, Function};
 use portcullis_common::abi::Mode;
-use portcullis_common::policy::Decision;
+use portcullis_common::policy::{Decision, PortKey};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
 
-use crate::fixture::{INTRUDER, SUBJECT, WEB, add_frontend, always, desired, endpoint, rows};
+use crate::fixture::{INTRUDER, SUBJECT, WEB, add_frontend, always, desired, endpoint, only, rows};
 
 /// A set-up.
 pub struct Setup {
@@ -31,6 +33,17 @@ pub fn named(name: &str) -> Setup {
         "shop" => {}
         // With `web` about everything.
         "open" => drop(subjects.insert(SUBJECT, default_deny(always(Verdict::Allow)))),
+        // As `shop`, and with `web` about every protocol that has no ports: what random packets are tried with.
+        "shop-and-echo" => {
+            let shop = only(&[(6, 80, 80), (6, 8000, 8010), (17, 80, 80)]);
+            let mut steps: BTreeMap<_, _> = shop.steps().iter().copied().collect();
+            steps.insert(
+                PortKey::OTHER,
+                Decision { verdict: Verdict::Allow, reason: Reason::Policy, rule: 2 },
+            );
+            let function = std::sync::Arc::new(Function::new(steps).expect("sorted steps"));
+            subjects.insert(SUBJECT, default_deny(function));
+        }
         // With nobody.
         "closed" => drop(subjects.insert(SUBJECT, default_deny(always(Verdict::Deny)))),
         // With everybody.
@@ -44,7 +57,7 @@ pub fn named(name: &str) -> Setup {
         // No policy has a say about anybody.
         "unpoliced" => {
             let decision = Decision::new(Verdict::Allow, Reason::Default);
-            let function = std::sync::Arc::new(portcullis::policy::Function::constant(decision));
+            let function = std::sync::Arc::new(Function::constant(decision));
             let mut set = (*default_deny(function.clone())).clone();
             for row in set.values_mut() {
                 *row = function.clone();
