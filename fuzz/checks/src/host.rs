@@ -107,6 +107,11 @@ impl Host {
         self.drops.borrow().get(&(reason, direction)).copied().unwrap_or(0)
     }
 
+    /// Dropped packets.
+    pub fn dropped(&self) -> u64 {
+        self.drops.borrow().values().sum()
+    }
+
     /// The pairs that were seen, with their counters.
     pub fn pairs(&self) -> Vec<(PairKey, Counters)> {
         self.pairs.borrow().clone()
@@ -197,11 +202,11 @@ impl Host {
         if self.config(config::MODE) >= lenient || self.config(config::OVERRIDE) >= lenient {
             return true;
         }
-        self.dropped(reason, direction);
+        self.count_dropped(reason, direction);
         false
     }
 
-    fn dropped(&self, reason: Reason, direction: Direction) {
+    fn count_dropped(&self, reason: Reason, direction: Direction) {
         *self.drops.borrow_mut().entry((reason, direction)).or_default() += 1;
     }
 
@@ -279,7 +284,7 @@ macro_rules! datapath {
                 self.slot(pair)
             }
             fn count_drop(&self, reason: Reason, direction: Direction) {
-                self.dropped(reason, direction);
+                self.count_dropped(reason, direction);
             }
             fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
                 self.fragments.borrow().get(key).copied()
