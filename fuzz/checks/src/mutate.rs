@@ -59,7 +59,9 @@ impl Mutator {
         let v6 = frame[12] == 0x86;
         // Headers are where a change means something.
         let headers = length.min(IP + 96);
-        match random.below(16) {
+        // Of other frames than IP's nothing is known but that they have bytes.
+        let ip = least(frame) > IP;
+        match random.below(if ip { 16 } else { 6 }) {
             0 | 1 => frame[anywhere(random, headers)] ^= 1 << random.below(8),
             2 => frame[anywhere(random, headers)] = random.byte(),
             3 => frame[anywhere(random, length)] = random.of(&[0, 1, 0x40, 0x7f, 0x80, 0xff]),
