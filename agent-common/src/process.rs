@@ -358,8 +358,9 @@ pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &
                 _ => return Step::Refuse(Reason::FragmentUnknown),
             }
             work.key = key_of(&work.transit.packet, hook);
-        } else {
-            // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it.
+        } else if !matches!(work.transit.packet.icmp, IcmpRole::Error) {
+            // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it. Not of an ICMP
+            // error, whose addresses and ports are those of another packet.
             let fragment = memory(&work.transit.packet, fragment_tag(&fragment_key));
             path.remember(&fragment_key, &fragment);
         }

@@ -7,7 +7,6 @@ use portcullis_common::bytes::Bytes;
 use portcullis_common::packet::{
     FragmentPart, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
 };
-use portcullis_common::reason::Reason;
 
 use crate::model::Model;
 use crate::reading::read;
