@@ -80,8 +80,9 @@ fn read6(bytes: &[u8], inside: bool) -> Option<Ip> {
         body: Vec::new(),
     };
     // A packet inside an error that has such headers belongs to no flow that is looked for.
-    while !inside {
+    loop {
         let size = match ip.protocol {
+            _ if inside => break,
             0 | 43 | 60 | 135 | 139 | 140 => (usize::from(*rest.get(1)?) + 1) * 8,
             51 => (usize::from(*rest.get(1)?) + 2) * 4,
             44 => 8,

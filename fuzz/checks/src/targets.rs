@@ -65,7 +65,7 @@ struct Found {
     icmp: u8,
 }
 
-fn of<A>(packet: Parsed<A>) -> Found {
+fn of<A: Copy>(packet: Parsed<A>) -> Found {
     Found {
         fragment: packet.fragment,
         fragment_id: packet.fragment_id,
