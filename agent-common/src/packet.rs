@@ -222,7 +222,8 @@ const fn u32_be_at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
     u32::from_ne_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
 }
 
-/// The ports and flags of TCP and UDP straight behind a header of constant length, from the linear part.
+/// The ports and flags of TCP and UDP straight behind a header of constant length, from the linear part; the packet has
+/// `room` bytes behind that header.
 #[inline(always)]
 fn direct_ports<P: Packet, A>(
     packet: &P,
@@ -230,11 +231,14 @@ fn direct_ports<P: Packet, A>(
     at: usize,
     udp_end: usize,
     tcp_end: usize,
+    room: u32,
 ) -> bool {
     match parsed.protocol {
         protocol::TCP => {
             let Some(head) = packet.head(tcp_end) else { return false };
-            if head.u8(at + 12) >> 4 != 5 {
+            // Almost every segment has options (timestamps); here only their place counts.
+            let header = u32::from(head.u8(at + 12) >> 4) * 4;
+            if header < 20 || header > room {
                 return false;
             }
             parsed.source_port = head.u16(at);
@@ -252,8 +256,8 @@ fn direct_ports<P: Packet, A>(
     }
 }
 
-/// An IPv4 packet without options, not fragmented, TCP or UDP with the plain header in the linear part; `None` sends
-/// the packet to [`parse_ipv4`].
+/// An IPv4 packet without options, not fragmented, TCP or UDP with the header in the linear part (of TCP without its
+/// options); `None` sends the packet to [`parse_ipv4`].
 #[inline(always)]
 pub fn parse_ipv4_direct<P: Packet>(packet: &P) -> Option<Parsed<u32>> {
     const IP: usize = ETHERNET as usize;
@@ -271,7 +275,8 @@ pub fn parse_ipv4_direct<P: Packet>(packet: &P) -> Option<Parsed<u32>> {
     }
     let mut parsed =
         Parsed::new(head.u32_be(IP + 12), head.u32_be(IP + 16), head.u8(IP + 9), head.u8(IP + 8));
-    direct_ports(packet, &mut parsed, IP + 20, IP + 28, IP + 40).then_some(parsed)
+    let room = u32::from(head.u16(IP + 2)) - 20;
+    direct_ports(packet, &mut parsed, IP + 20, IP + 28, IP + 40, room).then_some(parsed)
 }
 
 /// An IPv6 packet without extension headers, TCP or UDP in the linear part; `None` sends it to [`parse_ipv6`].
@@ -293,7 +298,7 @@ pub fn parse_ipv6_direct<P: Packet>(packet: &P) -> Option<Parsed<Addr6>> {
         head.u8(IP + 6),
         head.u8(IP + 7),
     );
-    direct_ports(packet, &mut parsed, IP + 40, IP + 48, IP + 60).then_some(parsed)
+    direct_ports(packet, &mut parsed, IP + 40, IP + 48, IP + 60, payload).then_some(parsed)
 }
 
 /// Any IPv4 packet.
@@ -328,9 +333,9 @@ pub fn parse_ipv4<P: Packet>(packet: &P) -> Result<Parsed<u32>, Reason> {
     if offset != 0 {
         return later_fragment(parsed, offset);
     }
-    transport(packet, &mut parsed, ETHERNET + header, ETHERNET + total)?;
-    if parsed.protocol == protocol::ICMP && parsed.icmp == IcmpRole::Error {
-        related_ipv4(packet, &mut parsed, ETHERNET + header + 8)?;
+    transport(packet, &mut parsed, ETHERNET + header, ETHERNET + total, 4)?;
+    if parsed.icmp == IcmpRole::Error {
+        related_ipv4(packet, &mut parsed, ETHERNET + header + 8, ETHERNET + total)?;
     }
     Ok(parsed)
 }
@@ -385,6 +390,10 @@ pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
                 }
                 parsed.protocol = extension[0];
                 at += 8;
+                // What is behind the packet is padding, also where it looks like a header.
+                if at > end {
+                    return Err(Reason::Truncated);
+                }
                 let field = u16_at(&extension, 2);
                 // An "atomic" fragment (offset 0, no more to come) is a whole packet.
                 if field & 0xfff9 != 0 {
@@ -399,9 +408,9 @@ pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
                 if at > end {
                     return Err(Reason::Truncated);
                 }
-                transport(packet, &mut parsed, at, end)?;
-                if parsed.protocol == protocol::ICMPV6 && parsed.icmp == IcmpRole::Error {
-                    related_ipv6(packet, &mut parsed, at + 8)?;
+                transport(packet, &mut parsed, at, end, 6)?;
+                if parsed.icmp == IcmpRole::Error {
+                    related_ipv6(packet, &mut parsed, at + 8, end)?;
                 }
                 if parsed.icmp == IcmpRole::Link {
                     advertised(packet, &mut parsed, at, end)?;
@@ -417,8 +426,17 @@ pub fn parse_ipv6<P: Packet>(packet: &P) -> Result<Parsed<Addr6>, Reason> {
 }
 
 /// Ports, flags and ICMP types of the transport header at `at`; the packet ends at `end`.
+///
+/// ICMP and IGMP are protocols of one IP version. In the other one their numbers mean nothing, and what only looks like a
+/// message that the link needs is judged like any protocol without ports.
 #[inline(always)]
-fn transport<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: u32, end: u32) -> Result<(), Reason> {
+fn transport<P: Packet, A>(
+    packet: &P,
+    parsed: &mut Parsed<A>,
+    at: u32,
+    end: u32,
+    version: u8,
+) -> Result<(), Reason> {
     let short = if parsed.fragment == FragmentPart::First { Reason::FragmentTiny } else { Reason::Truncated };
     let room = end - at;
     match parsed.protocol {
@@ -447,12 +465,12 @@ fn transport<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: u32, end: u32
             parsed.source_port = u16_at(&header, 0);
             parsed.destination_port = u16_at(&header, 2);
         }
-        protocol::ICMP | protocol::ICMPV6 => {
+        proto if proto == if version == 4 { protocol::ICMP } else { protocol::ICMPV6 } => {
             let Some(header) = packet.load::<8>(at) else { return Err(short) };
             if room < 8 {
                 return Err(short);
             }
-            parsed.icmp = if parsed.protocol == protocol::ICMP {
+            parsed.icmp = if version == 4 {
                 role4(header[0])
             } else {
                 let whole = matches!(parsed.fragment, FragmentPart::Whole);
@@ -464,7 +482,9 @@ fn transport<P: Packet, A>(packet: &P, parsed: &mut Parsed<A>, at: u32, end: u32
                 parsed.destination_port = parsed.source_port;
             }
         }
-        protocol::IGMP if matches!(parsed.fragment, FragmentPart::Whole) => parsed.icmp = IcmpRole::Group,
+        protocol::IGMP if version == 4 && matches!(parsed.fragment, FragmentPart::Whole) => {
+            parsed.icmp = IcmpRole::Group;
+        }
         _ => {}
     }
     Ok(())
@@ -523,7 +543,10 @@ fn advertised<P: Packet>(packet: &P, parsed: &mut Parsed<Addr6>, at: u32, end: u
 
 /// Replaces addresses and ports by those of the packet inside an ICMP error, turned round.
 #[inline(always)]
-fn related_ipv4<P: Packet>(packet: &P, parsed: &mut Parsed<u32>, at: u32) -> Result<(), Reason> {
+fn related_ipv4<P: Packet>(packet: &P, parsed: &mut Parsed<u32>, at: u32, end: u32) -> Result<(), Reason> {
+    if at + 20 > end {
+        return Err(Reason::Truncated);
+    }
     let Some(ip) = packet.load::<20>(at) else { return Err(Reason::Truncated) };
     let header = u32::from(ip[0] & 0x0f) * 4;
     if ip[0] >> 4 != 4 || header < 20 {
@@ -536,12 +559,15 @@ fn related_ipv4<P: Packet>(packet: &P, parsed: &mut Parsed<u32>, at: u32) -> Res
     }
     parsed.source = u32_be_at(&ip, 16);
     parsed.protocol = ip[9];
-    inner_ports(packet, parsed, at + header, protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY)
+    inner_ports(packet, parsed, at + header, end, protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY)
 }
 
 /// As [`related_ipv4`]; a packet inside with extension headers belongs to no flow that could be found cheaply.
 #[inline(always)]
-fn related_ipv6<P: Packet>(packet: &P, parsed: &mut Parsed<Addr6>, at: u32) -> Result<(), Reason> {
+fn related_ipv6<P: Packet>(packet: &P, parsed: &mut Parsed<Addr6>, at: u32, end: u32) -> Result<(), Reason> {
+    if at + 40 > end {
+        return Err(Reason::Truncated);
+    }
     let Some(ip) = packet.load::<40>(at) else { return Err(Reason::Truncated) };
     if ip[0] >> 4 != 6 {
         return Err(Reason::Malformed);
@@ -554,7 +580,7 @@ fn related_ipv6<P: Packet>(packet: &P, parsed: &mut Parsed<Addr6>, at: u32) -> R
     parsed.source =
         Addr6 { words_be: [u32_be_at(&ip, 24), u32_be_at(&ip, 28), u32_be_at(&ip, 32), u32_be_at(&ip, 36)] };
     parsed.protocol = ip[6];
-    inner_ports(packet, parsed, at + 40, protocol::ICMPV6, icmp6::ECHO_REQUEST, icmp6::ECHO_REPLY)
+    inner_ports(packet, parsed, at + 40, end, protocol::ICMPV6, icmp6::ECHO_REQUEST, icmp6::ECHO_REPLY)
 }
 
 #[inline(always)]
@@ -562,17 +588,24 @@ fn inner_ports<P: Packet, A>(
     packet: &P,
     parsed: &mut Parsed<A>,
     at: u32,
+    end: u32,
     icmp_protocol: u8,
     request: u8,
     reply: u8,
 ) -> Result<(), Reason> {
     match parsed.protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
+            if at + 4 > end {
+                return Err(Reason::Truncated);
+            }
             let Some(header) = packet.load::<4>(at) else { return Err(Reason::Truncated) };
             parsed.source_port = u16_at(&header, 2);
             parsed.destination_port = u16_at(&header, 0);
         }
         proto if proto == icmp_protocol => {
+            if at + 8 > end {
+                return Err(Reason::Truncated);
+            }
             let Some(header) = packet.load::<8>(at) else { return Err(Reason::Truncated) };
             // Errors are sent about echo messages only, never about errors (RFC 1122, 3.2.2; RFC 4443, 2.4).
             if header[0] != request && header[0] != reply {

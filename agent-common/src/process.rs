@@ -386,10 +386,12 @@ pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut
 
 /// Whether the flow may be looked for before anything else: the key has the packet's own addresses and ports. A later
 /// fragment has no ports yet, and an ICMP error is about another packet than its own, whose source is still to be
-/// compared.
+/// compared. What is a message of the link or of routers is looked at as such first: it has no ports, and would pass on the
+/// flow of any other message between the same two.
 #[inline(always)]
 pub fn goes_first<A>(packet: &Parsed<A>) -> bool {
-    packet.fragment as u8 == FragmentPart::Whole as u8 && !matches!(packet.icmp, IcmpRole::Error)
+    let of_flows = matches!(packet.icmp, IcmpRole::Plain | IcmpRole::EchoRequest | IcmpRole::EchoReply);
+    packet.fragment as u8 == FragmentPart::Whole as u8 && of_flows
 }
 
 /// What [`prepare`] found.
@@ -425,8 +427,9 @@ pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &
                 _ => return Step::Refuse(Reason::FragmentUnknown),
             }
             work.key = key_of(&work.transit.packet, hook);
-        } else {
-            // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it.
+        } else if !matches!(work.transit.packet.icmp, IcmpRole::Error) {
+            // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it. Not of an ICMP
+            // error, whose addresses and ports are those of another packet.
             let fragment = memory(&work.transit.packet, fragment_tag(&fragment_key));
             path.remember(&fragment_key, &fragment);
         }

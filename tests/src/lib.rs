@@ -19,9 +19,16 @@ pub mod faults;
 #[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod fixture;
+#[cfg(feature = "agent")]
+#[allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a library of tests: a failure is a panic"
+)]
+pub mod golden;
 pub mod guest;
 #[cfg(feature = "agent")]
-#[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod host;
 #[cfg(feature = "agent")]
 pub mod installed;

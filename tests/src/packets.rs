@@ -122,6 +122,13 @@ impl Packet {
         self
     }
 
+    /// With this many bytes of data more behind the transport header.
+    #[must_use]
+    pub fn data(mut self, bytes: usize) -> Self {
+        self.payload.resize(self.payload.len() + bytes, 0);
+        self
+    }
+
     /// As a fragment: offset in units of eight bytes, whether more follow, identification.
     #[must_use]
     pub const fn fragment(mut self, offset: u16, more: bool, id: u32) -> Self {
@@ -167,9 +174,11 @@ impl Packet {
                     let mut header = vec![next, 0];
                     header.extend(rest);
                     header.resize(header.len().div_ceil(8) * 8, 0);
-                    if *kind != 44 {
-                        header[1] = u8::try_from(header.len() / 8 - 1).unwrap_or(0);
-                    }
+                    header[1] = match kind {
+                        44 => 0,
+                        51 => u8::try_from(header.len() / 4 - 2).unwrap_or(0),
+                        _ => u8::try_from(header.len() / 8 - 1).unwrap_or(0),
+                    };
                     body.extend(header);
                 }
                 body.extend(&self.payload);

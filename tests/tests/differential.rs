@@ -10,7 +10,7 @@ use portcullis::policy::Desired;
 use portcullis_common::identity::identity_flags;
 use portcullis_common::{Direction, Identity, Kind, Reason};
 use portcullis_tests::fixture::{INTRUDER, SERVICE_PEER, WEB, add_frontend, with_fixture};
-use portcullis_tests::host::Host;
+use portcullis_tests::host::host;
 use portcullis_tests::packets::{Packet, flags};
 
 /// xorshift64*: the same packets in every run.
@@ -125,7 +125,7 @@ fn the_loaded_programs_do_what_the_walk_on_the_host_does() {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         add_services(&mut f.desired, &mut random);
         f.apply();
-        let host = Host::new(&f.desired);
+        let host = host(f);
         let (mut passed, mut refused, rounds) = (0u32, 0u32, rounds());
         for round in 0..rounds {
             let hook = if random.next().is_multiple_of(2) { Direction::Egress } else { Direction::Ingress };

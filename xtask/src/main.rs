@@ -6,6 +6,7 @@ mod cargo;
 mod ci;
 mod cluster;
 mod demo;
+mod fuzz;
 mod image;
 mod interrupt;
 mod manifests;
@@ -44,6 +45,8 @@ enum Task {
     Test(test::Arguments),
     /// Measure the cost of a packet (needs root)
     Bench(bench::Arguments),
+    /// Try packets that a fuzzer thinks of on the parser and on the walk
+    Fuzz(fuzz::Arguments),
     /// Run what the CI runs: format, lints, licences, then every test
     Ci(ci::Arguments),
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Cluster(arguments) => cluster::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Ci(arguments) => Ok(ci::run(&arguments)),
     };
     result.unwrap_or_else(|error| {

@@ -14,6 +14,7 @@ use portcullis::datapath::{BENCH_OBJECT, Sizes};
 use portcullis_common::flow::FlowKey4;
 use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, always, only, rows};
+use portcullis_tests::golden::{self, Version};
 use portcullis_tests::packets::{Packet, flags};
 
 /// Rounds that count, and one before them that does not.
@@ -23,6 +24,23 @@ const KNOWN: u32 = 100_000;
 /// Peers that new flows are opened to in turn, and runs of each in a round.
 const PEERS: u32 = 128;
 const NEW: u32 = 100;
+/// Packets of a known flow: how the figure is called, and the case of the golden table.
+const KNOWN_FLOWS: &[(&str, &str, Version)] = &[
+    ("known-flow-ipv4", "a segment of an open connection only counts", Version::V4),
+    ("known-flow-ipv6", "a segment of an open connection only counts", Version::V6),
+    (
+        "known-flow-ipv4-options",
+        "a segment with options, as every system sends them, only counts",
+        Version::V4,
+    ),
+    (
+        "known-flow-ipv6-options",
+        "a segment with options, as every system sends them, only counts (IPv6)",
+        Version::V6,
+    ),
+];
+/// Where an IPv4 frame has its destination address.
+const DESTINATION: std::ops::Range<usize> = 30..34;
 /// How many identities the maps hold in the cases of new flows.
 const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
@@ -56,8 +74,8 @@ fn round(value: f64) -> f64 {
 
 /// The names in the order of the story.
 fn order(figures: &BTreeMap<String, f64>) -> Vec<String> {
-    let first = ["empty", "limit", "known-flow-ipv4", "known-flow-ipv6"];
-    let mut names: Vec<String> = first.iter().map(|n| (*n).to_owned()).collect();
+    let known = KNOWN_FLOWS.iter().map(|(name, ..)| *name);
+    let mut names: Vec<String> = ["empty", "limit"].into_iter().chain(known).map(str::to_owned).collect();
     for size in IDENTITIES {
         names.extend(["new-flow-allowed", "new-flow-denied"].iter().map(|kind| format!("{kind}-{size}")));
     }
@@ -132,15 +150,16 @@ fn peer(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number)
 }
 
-/// Average over the peers of a SYN, which is judged as a new flow every time.
+/// Average over the peers of the SYN of the golden table, which is judged as a new flow every time.
 fn new_flows(fixture: &mut Fixture, identities: u32, allowed: bool) -> f64 {
     let mut total = 0.0;
     let peers = PEERS.min(identities / 2);
     let step = (identities / 2 / peers) * 2;
+    let (hook, mut packet) = golden::ready("a SYN to a permitted port opens a flow", Version::V4, fixture);
     for i in 0..peers {
         let number = i * step + u32::from(!allowed);
-        let packet = Packet::tcp("10.0.0.2", 4000, &peer(number).to_string(), 80, flags::SYN).bytes();
-        let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), NEW);
+        packet[DESTINATION].copy_from_slice(&peer(number).octets());
+        let result = fixture.probe(hook, &packet, ProbeMetadata::default(), NEW);
         assert_eq!(result.passed, allowed, "peer {number}");
         total += nanoseconds(result.duration);
     }
@@ -156,7 +175,6 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
         }
         fixtures.push((identities, populated(identities)));
     }
-    let known = [("known-flow-ipv4", ("10.0.0.2", "10.0.0.3")), ("known-flow-ipv6", ("fd00::2", "fd00::3"))];
     let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for round in 0..=ROUNDS {
         let mut sample = |name: String, ns: f64| {
@@ -166,14 +184,12 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
         };
         sample("empty".to_owned(), reference.time("bench_empty"));
         sample("limit".to_owned(), reference.time("bench_limit"));
-        for (name, (pod, web)) in known {
+        for (name, case, version) in KNOWN_FLOWS {
             let fixture = &mut fixtures[0].1;
-            assert!(fixture.sends(&Packet::tcp(pod, 4000, web, 80, flags::SYN)));
-            assert!(fixture.receives(&Packet::tcp(web, 80, pod, 4000, flags::SYN | flags::ACK)));
-            let packet = Packet::tcp(pod, 4000, web, 80, flags::ACK).bytes();
-            let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), KNOWN);
+            let (hook, packet) = golden::ready(case, *version, fixture);
+            let result = fixture.probe(hook, &packet, ProbeMetadata::default(), KNOWN);
             assert!(result.passed);
-            sample(name.to_owned(), nanoseconds(result.duration));
+            sample((*name).to_owned(), nanoseconds(result.duration));
         }
         for (identities, fixture) in &mut fixtures {
             sample(format!("new-flow-allowed-{identities}"), new_flows(fixture, *identities, true));
