@@ -19,7 +19,7 @@ use super::shop::Shop;
 use crate::interrupt;
 
 /// How long the agent may take to begin. Attaching waits for the kernel, which on a busy machine takes many seconds.
-const SLOW_START: Duration = Duration::from_secs(60);
+const SLOW_START: Duration = Duration::from_secs(240);
 
 /// Everything that a performance needs.
 #[derive(Debug, Clone, Copy)]
