@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the fuzz targets under libFuzzer. What is found comes to `fuzz/crashes`, which the tests replay; what
 //! reaches new code is kept below the build folder, and with `--keep` in `fuzz/corpus`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -30,8 +30,8 @@ pub struct Arguments {
 /// Runs the targets; what they find is an error.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     install()?;
-    let chosen = |target: &&str| arguments.target.as_ref().is_none_or(|wanted| wanted == target);
-    for target in TARGETS.iter().filter(chosen) {
+    let chosen = |target: &&str| arguments.target.as_deref().is_none_or(|wanted| wanted == *target);
+    for target in TARGETS.into_iter().filter(chosen) {
         let folder = cargo::root().join("fuzz");
         let corpus = folder.join("corpus").join(target);
         let fresh = folder.join("target/corpus").join(target);
@@ -64,7 +64,7 @@ fn fuzzer(target: &str, folders: &[&PathBuf], options: &[&str]) -> Command {
     let mut command = cargo::cargo(["fuzz", "run", "--fuzz-dir", "fuzz", "--sanitizer", "none", target]);
     // cargo-fuzz asks for instrumentation that only a nightly compiler gives by itself.
     command.env("RUSTC_BOOTSTRAP", "1").env_remove("CARGO_TARGET_DIR");
-    command.args(folders.iter().map(|folder| Path::new(folder))).arg("--").args(options);
+    command.args(folders).arg("--").args(options);
     command
 }
 
