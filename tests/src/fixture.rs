@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Sizes, cleanup, inspect};
 use portcullis::policy::{Desired, Function, PodIdentity, RowSet, service_key};
-use portcullis_common::abi::{ABI, Counters, Endpoint, Fragment, FragmentKey, Mode, names};
+use portcullis_common::abi::{ABI, Counters, Endpoint, Fragment, FragmentKey, Mode, config, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::policy::{Decision, PortKey, wildcard_of};
 use portcullis_common::service::{SERVICE_ENTRIES, Service, ServiceEntry, entry_flags};
@@ -229,6 +229,15 @@ impl Fixture {
         let words = MapData::from_pin(words).expect("the configuration");
         let mut words: Array<_, u32> = Map::Array(words).try_into().expect("an array of words");
         words.set(word, value, 0).expect("a write");
+    }
+
+    /// The revision in force.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn revision(&self) -> u32 {
+        let maps = inspect::open(&self.folder).expect("the maps");
+        inspect::config_word(&maps, config::REVISION).expect("the revision")
     }
 
     /// Folder of the pins.

@@ -15,7 +15,7 @@ use portcullis_tests::golden::{seeds, setups};
 use portcullis_tests::host::host;
 
 /// How many packets, if the environment does not say.
-const PACKETS: u64 = 2_000_000;
+const PACKETS: u64 = 10_000_000;
 /// After so many packets all flows are forgotten: fewer than a flow table holds, so that nothing is pushed out of it.
 const EPISODE: u64 = 1000;
 

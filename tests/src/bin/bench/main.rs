@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: what a packet costs, and what the compiler costs.
 //!
 //! `bench compile` needs no privileges; `bench packets`, `bench events` (what events cost a flood of denials) and `bench
-//! floods` (what a flood of new flows costs) do. Without a word these are measured. `bench large` is the cluster of the
+//! floods` (what a flood of new flows costs) and `bench traffic` (real connections between two pods) do. Without a word these are measured. `bench large` is the cluster of the
 //! budgets, compiled and (as root) written to the kernel's maps.
 #![allow(
     clippy::expect_used,
@@ -15,6 +15,7 @@ mod floods;
 mod kernel;
 mod packets;
 mod process;
+mod traffic;
 
 use serde_json::{Map, Value};
 
@@ -27,7 +28,7 @@ fn main() {
     }
     let json = arguments.iter().any(|word| matches!(word.as_str(), "json" | "--output=json" | "-ojson"));
     let named = |word: &str| arguments.iter().any(|argument| argument == word);
-    let all = !["compile", "packets", "events", "floods", "large"].into_iter().any(named);
+    let all = !["compile", "packets", "events", "floods", "traffic", "large"].into_iter().any(named);
     let mut report = Map::new();
     if all || named("packets") {
         packets::run(json, &mut report);
@@ -37,6 +38,9 @@ fn main() {
     }
     if all || named("floods") {
         floods::run(json, &mut report);
+    }
+    if all || named("traffic") {
+        traffic::run(json, &mut report);
     }
     if all || named("compile") {
         compile::run(json, &mut report);

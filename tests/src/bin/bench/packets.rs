@@ -11,6 +11,7 @@ use aya::maps::{HashMap, Map};
 use aya::programs::SchedClassifier;
 use portcullis::datapath::testrun::{self, ProbeMetadata};
 use portcullis::datapath::{BENCH_OBJECT, Sizes};
+use portcullis_common::abi::config;
 use portcullis_common::flow::FlowKey4;
 use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, always, only, rows};
@@ -41,6 +42,17 @@ const KNOWN_FLOWS: &[(&str, &str, Version)] = &[
 ];
 /// Where an IPv4 frame has its destination address.
 const DESTINATION: std::ops::Range<usize> = 30..34;
+/// A peer whose ports have many ranges, its class, and how many.
+const PORTS_PEER: Ipv4Addr = Ipv4Addr::new(10, 63, 0, 1);
+const PORTS_CLASS: u32 = 99;
+const PORT_RANGES: u16 = 60;
+/// A subject class that no pod of the benchmark has.
+const ELSEWHERE: u32 = 7;
+/// Changes a second, and how many packets of a known flow a processor does in one.
+const CHANGES: &[u32] = &[1, 10, 100];
+const PACKETS_A_SECOND: u32 = 15_000_000;
+/// The cases of changes take long: they are measured in one of so many rounds.
+const SELDOM: usize = 3;
 /// How many identities the maps hold in the cases of new flows.
 const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
@@ -141,9 +153,43 @@ fn populated(identities: u32) -> Fixture {
         }
     }
     set.insert((Direction::Egress, WEB), web);
+    fixture.desired.ipcache.insert(PORTS_PEER.into(), Identity::new(PORTS_CLASS, PORTS_CLASS, Kind::Pod));
+    let ranges: Vec<(u8, u16, u16)> = std::iter::once((6, 80, 80))
+        .chain((0..PORT_RANGES).map(|i| (6, 1000 + 10 * i, 1004 + 10 * i)))
+        .collect();
+    set.insert((Direction::Egress, PORTS_CLASS), only(&ranges));
     fixture.desired.subjects.insert(SUBJECT, std::sync::Arc::new(set));
     fixture.apply();
     fixture
+}
+
+/// A SYN whose verdict is in a table of ports, judged as a new flow every time.
+fn new_flow_by_ports(fixture: &mut Fixture) -> f64 {
+    let (hook, mut packet) = golden::ready("a SYN to a permitted port opens a flow", Version::V4, fixture);
+    packet[DESTINATION].copy_from_slice(&PORTS_PEER.octets());
+    let result = fixture.probe(hook, &packet, ProbeMetadata::default(), PEERS * NEW);
+    assert!(result.passed);
+    nanoseconds(result.duration)
+}
+
+/// A known flow while policies of other pods change: after each change everything is judged once more, then come as many
+/// packets as there are until the next change.
+fn known_flow_under_changes(fixture: &mut Fixture, per_second: u32) -> f64 {
+    let (case, version) = (KNOWN_FLOWS[0].1, KNOWN_FLOWS[0].2);
+    let (hook, packet) = golden::ready(case, version, fixture);
+    let verdict =
+        if fixture.desired.subjects.contains_key(&ELSEWHERE) { Verdict::Deny } else { Verdict::Allow };
+    match verdict {
+        Verdict::Deny => drop(fixture.desired.subjects.remove(&ELSEWHERE)),
+        _ => drop(fixture.desired.subjects.insert(ELSEWHERE, rows(verdict, &always(verdict)))),
+    }
+    let next = fixture.revision() + 1;
+    fixture.apply();
+    // Not every change revokes something; here each counts as one that does.
+    fixture.set_config(config::REVISION, next);
+    let result = fixture.probe(hook, &packet, ProbeMetadata::default(), PACKETS_A_SECOND / per_second);
+    assert!(result.passed);
+    nanoseconds(result.duration)
 }
 
 fn peer(number: u32) -> Ipv4Addr {
@@ -190,6 +236,13 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
             let result = fixture.probe(hook, &packet, ProbeMetadata::default(), KNOWN);
             assert!(result.passed);
             sample((*name).to_owned(), nanoseconds(result.duration));
+        }
+        sample("new-flow-allowed-ports".to_owned(), new_flow_by_ports(&mut fixtures[0].1));
+        if round % SELDOM == 0 {
+            for rate in CHANGES {
+                let ns = known_flow_under_changes(&mut fixtures[0].1, *rate);
+                sample(format!("known-flow-ipv4-changes-{rate}"), ns);
+            }
         }
         for (identities, fixture) in &mut fixtures {
             sample(format!("new-flow-allowed-{identities}"), new_flows(fixture, *identities, true));
