@@ -128,7 +128,7 @@ impl Contents {
             "#!/bin/sh\n\
              export PATH=/usr/sbin:/bin\n\
              mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
-             mount -t tmpfs run /run; mount -t tmpfs tmp /tmp; mount -t bpf bpf /sys/fs/bpf\n\
+             mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf\n\
              failed=0\n\
              begin() {{ read since _ < /proc/uptime; since=${{since%.*}}; }}\n\
              seconds() {{ read now _ < /proc/uptime; echo $((${{now%.*}} - since)); }}\n\

@@ -212,7 +212,7 @@ impl Tries {
                 tries.get(early).with_context(|| format!("{pod} -> {target} never passed: {tries:?}"))?;
             let later = tries[early..].iter().filter(|one| !one.passed).count();
             ensure!(later == 0, "{pod} -> {target} was refused {later} times after an answer: {tries:?}");
-            findings.refused_early += early;
+            findings.refused_early += tries[..early].iter().filter(|one| !one.passed).count();
             findings.delayed +=
                 tries.iter().filter(|one| one.passed && one.to - one.from > SECOND_SYN).count();
             findings.longest_wait = findings.longest_wait.max(first.to - tries[0].from);
@@ -304,7 +304,7 @@ mod tests {
         let all = tries(&[ON, early]);
         assert!(all.permitted(|_, _| false).is_err());
         let found = all.permitted(|pod, at| pod == "pod-1" && at < 1.0).unwrap();
-        assert_eq!(found.refused_early, 1);
+        assert_eq!(found.refused_early, 2, "one of each pod");
         let later = "try db 0.1 0.2 passed 0; try db 3.4 3.5 passed 1; try db 3.6 6.6 refused 1";
         assert!(tries(&[ON, later]).permitted(|_, at| at < 1.0).is_err());
     }

@@ -68,8 +68,9 @@ impl<'a> Runner<'a> {
         command.env("CARGO_MANIFEST_DIR", &test.package).env("PORTCULLIS_BIN", &self.programs.agent);
         command.env("PORTCULLIS_XTASK", &self.programs.xtask);
         command.env("PORTCULLIS_TEST_PROGRAMS", &self.programs.tests);
-        // Who asks for one test wants to read what it notes.
+        // Who asks for one test wants to read what it notes, and has time for more of it.
         command.args(self.name.map(|_| "--show-output"));
+        command.envs(self.name.map(|name| ("PORTCULLIS_TEST_NAME", name)));
         // A failed test's message says what was wrong; the path through the harness says nothing more.
         command.env("RUST_LIB_BACKTRACE", "0");
         if !is_privileged(test) {
