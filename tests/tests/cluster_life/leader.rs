@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use portcullis_tests::eventually_within;
 
 use crate::scene::{LIFE, Scene};
@@ -21,16 +21,28 @@ spec:
   ingress: {}
 ";
 
-/// One agent leads and says of every policy that it is accepted. One that goes gives the Lease back, another one leads and
-/// goes on, and the first one leaves it to that when it is back.
-pub fn another_one_leads(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
+/// The Lease, for who has to find out what happened.
+fn lease(scene: &Scene) -> String {
+    let lease = scene.cluster.value("portcullis-system", "lease/portcullis", "{.spec}");
+    lease.unwrap_or_else(|error| format!("{error:#}"))
+}
+
+/// Waits until exactly one agent leads.
+fn the_one_that_leads(scene: &Scene) -> Result<usize> {
     let mut found = Ok(0);
     let waited = eventually_within(PATIENCE, "exactly one agent to lead", || {
         found = scene.agents().leader();
         found.is_ok()
     });
-    let first = found?;
+    let leader = found.with_context(|| lease(scene))?;
     waited?;
+    Ok(leader)
+}
+
+/// One agent leads and says of every policy that it is accepted. One that goes gives the Lease back, another one leads and
+/// goes on, and the first one leaves it to that when it is back.
+pub fn another_one_leads(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
+    let first = the_one_that_leads(scene)?;
     scene.cluster.wait_for(LIFE, "identitypolicies --all", "condition=Accepted")?;
     let holder = scene.cluster.value("portcullis-system", "lease/portcullis", "{.spec.holderIdentity}")?;
     ensure!(
@@ -50,8 +62,9 @@ pub fn another_one_leads(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     scene.cluster.wait_for(LIFE, "identitypolicy/later", "condition=Accepted")?;
     scene.agents().restore(first)?;
     scene.agents().wait_ready(first)?;
-    let leader = scene.agents().leader()?;
-    ensure!(leader != first, "the former leader took the Lease back");
+    // Two may both lead for a moment: until the one that has lost the Lease renews it.
+    let leader = the_one_that_leads(scene)?;
+    ensure!(leader != first, "the former leader took the Lease back: {}", lease(scene));
     scene.cluster.delete(LATER)?;
     note(&format!("node{first} lost its agent, and that of node{leader} leads"));
     Ok(())
