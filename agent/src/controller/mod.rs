@@ -89,7 +89,7 @@ async fn work(args: &AgentArgs) -> anyhow::Result<()> {
     let readers = events::Readers::new(lost_sender);
     let (denials, monitors) = (readers.denials.clone(), readers.monitors.clone());
     // Until something is programmed, the numbers in the maps mean what they meant to the earlier agent.
-    let names_before = Arc::new(earlier.state().clone());
+    let names_before = Arc::new(inherited(earlier.state()));
     denials.name(Arc::clone(&names_before));
     monitors.name(Arc::clone(&names_before));
     metrics.set_state(names_before);
@@ -265,6 +265,12 @@ fn earlier_names(run_dir: &Path) -> Earlier {
             Earlier::Unreadable(State::default())
         }
     }
+}
+
+/// What an earlier agent's names file says of the kernel, which this one has taken over, without what it says of the agent:
+/// the former one led, and this one is a candidate.
+fn inherited(earlier: &State) -> State {
+    State { writes_status: None, status_error: None, ..earlier.clone() }
 }
 
 /// What the loop keeps beside the owner.
@@ -571,6 +577,19 @@ fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_does_not_say_of_itself_what_the_earlier_one_was() {
+        let leader = State {
+            mode: "Enforce".to_owned(),
+            writes_status: Some(true),
+            status_error: Some("the Lease portcullis cannot be had".to_owned()),
+            ..State::default()
+        };
+        let taken = inherited(&leader);
+        assert_eq!((taken.writes_status, taken.status_error), (None, None));
+        assert_eq!(taken.mode, "Enforce", "what is in the kernel is as it was");
+    }
 
     #[test]
     fn what_is_not_urgent_waits_until_making_the_file_is_a_small_part_of_the_time() {

@@ -62,8 +62,7 @@ pub fn another_one_leads(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     scene.cluster.wait_for(LIFE, "identitypolicy/later", "condition=Accepted")?;
     scene.agents().restore(first)?;
     scene.agents().wait_ready(first)?;
-    // Two may both lead for a moment: until the one that has lost the Lease renews it.
-    let leader = the_one_that_leads(scene)?;
+    let leader = scene.agents().leader().with_context(|| lease(scene))?;
     ensure!(leader != first, "the former leader took the Lease back: {}", lease(scene));
     scene.cluster.delete(LATER)?;
     note(&format!("node{first} lost its agent, and that of node{leader} leads"));
