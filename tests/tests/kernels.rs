@@ -18,11 +18,10 @@ const MIDDLE: Kernel = KERNELS[1];
 type Choice = (&'static str, &'static [&'static str], &'static [Kernel]);
 
 /// What runs always. Loading the programs takes an emulated processor five seconds on Linux 6.1, so there is little that loads
-/// them, and what differs by kernel: the verifier, and packets of every kind. Then comes the demo, with the whole agent and real
-/// connections, on the kernel that has filters only.
+/// them, and what differs by kernel: the verifier, and packets of every kind.
 const TESTS: &[Choice] = &[("verifier", &[], &KERNELS), ("differential", &[], &KERNELS)];
 
-/// What runs besides if somebody asks for the kernels by name: half a minute to two minutes each.
+/// What runs besides if somebody asks for the kernels by name, with the demo at the end: half a minute to two minutes each.
 const MORE: &[Choice] = &[
     ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"], &KERNELS),
     ("golden", &["every_case_does_what_the_table_says_in_the_kernel_and_on_the_host"], &KERNELS),
@@ -66,7 +65,7 @@ fn contents(kernel: Kernel) -> Result<Contents> {
             &format!("/tests/{name} --test-threads=1 --show-output --exact {}", tests.join(" ")),
         );
     }
-    if asked || kernel == OLDEST {
+    if asked {
         let xtask = std::env::var_os("PORTCULLIS_XTASK").context("PORTCULLIS_XTASK is not set")?;
         contents.add_program(Path::new(&xtask), "xtask")?;
         contents.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo").canonicalize()?)?;
