@@ -16,8 +16,12 @@ use super::kernel::KernelMaps;
 use super::pins::Pins;
 use super::sys::{self, NewMap};
 
-/// `BPF_MAP_TYPE_LRU_HASH`.
-const LRU_HASH: u32 = 9;
+/// A table of flows. What the outer map has as its template is made of this too, so that the kernel takes one for the other.
+fn table<K>(name: &CStr, entries: u32) -> NewMap<'_> {
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs")]
+    let (key, value) = (size_of::<K>() as u32, size_of::<Flow>() as u32);
+    NewMap { name, kind: bpf_map_type::BPF_MAP_TYPE_LRU_HASH, key, value, entries }
+}
 
 /// Makes and pins the maps of tables, unless they are pinned already. The loader would give their template a description of its
 /// types, which the tables have not, and before Linux 6.2 the kernel takes such tables for another kind of map.
@@ -25,22 +29,19 @@ const LRU_HASH: u32 = 9;
 /// # Errors
 /// If a map cannot be made or pinned.
 pub fn create_outer(pins: &Pins, entries: u32) -> Result<(), DatapathError> {
-    outer::<FlowKey4>(pins, names::FLOWS4, c"FLOWS4", entries)?;
-    outer::<FlowKey6>(pins, names::FLOWS6, c"FLOWS6", entries)
+    outer(pins, names::FLOWS4, c"FLOWS4", &table::<FlowKey4>(c"", entries))?;
+    outer(pins, names::FLOWS6, c"FLOWS6", &table::<FlowKey6>(c"", entries))
 }
 
-fn outer<K>(pins: &Pins, name: &str, short: &CStr, entries: u32) -> Result<(), DatapathError> {
+fn outer(pins: &Pins, name: &str, short: &CStr, template: &NewMap<'_>) -> Result<(), DatapathError> {
     let pin = pins.map(name);
     if pin.exists() {
         return Ok(());
     }
     let failed = |error: &dyn std::error::Error| DatapathError::map("create", name, describe(error));
-    #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs")]
-    let (key, value) = (size_of::<K>() as u32, size_of::<Flow>() as u32);
-    let template = NewMap { name: c"", kind: bpf_map_type::BPF_MAP_TYPE_LRU_HASH, key, value, entries };
     let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS;
     let map = NewMap { name: short, kind, key: 4, value: 4, entries: ENDPOINT_SLOTS };
-    let map = sys::create_map(&template, None).and_then(|inner| sys::create_map(&map, Some(&inner)));
+    let map = sys::create_map(template, None).and_then(|inner| sys::create_map(&map, Some(&inner)));
     let map = MapData::from_fd(map.map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
     map.pin(pin).map_err(|e| failed(&e))
 }
@@ -50,11 +51,11 @@ fn outer<K>(pins: &Pins, name: &str, short: &CStr, entries: u32) -> Result<(), D
 /// # Errors
 /// If a table cannot be made, pinned or set.
 pub fn create(maps: &mut KernelMaps, pins: &Pins, slot: u32, entries: u32) -> Result<(), DatapathError> {
-    let table = create_table::<FlowKey4>(&pins.flow(slot, 4), "flows4", entries)?;
+    let table = create_table::<FlowKey4>(&pins.flow(slot, 4), c"flows4", entries)?;
     maps.flows4
         .set(slot, &table, 0)
         .map_err(|error| DatapathError::map("set a table in", names::FLOWS4, describe(&error)))?;
-    let table = create_table::<FlowKey6>(&pins.flow(slot, 6), "flows6", entries)?;
+    let table = create_table::<FlowKey6>(&pins.flow(slot, 6), c"flows6", entries)?;
     maps.flows6
         .set(slot, &table, 0)
         .map_err(|error| DatapathError::map("set a table in", names::FLOWS6, describe(&error)))
@@ -62,15 +63,13 @@ pub fn create(maps: &mut KernelMaps, pins: &Pins, slot: u32, entries: u32) -> Re
 
 fn create_table<K: Pod>(
     pin: &Path,
-    name: &str,
+    name: &CStr,
     entries: u32,
 ) -> Result<HashMap<MapData, K, Flow>, DatapathError> {
-    let failed = |error: &dyn std::fmt::Display| DatapathError::map("create", name, error);
-    #[expect(clippy::cast_possible_truncation, reason = "sizes of small structs")]
-    let (key, value) = (size_of::<K>() as u32, size_of::<Flow>() as u32);
+    let failed = |error: &dyn std::fmt::Display| DatapathError::map("create", name.to_string_lossy(), error);
     // aya's typed `create` knows no LRU type.
-    let object = aya_obj::Map::new_from_params(LRU_HASH, key, value, entries, 0);
-    let data = MapData::create(object, name, None).map_err(|e| failed(&e))?;
+    let data = sys::create_map(&table::<K>(name, entries), None).map_err(|e| failed(&e))?;
+    let data = MapData::from_fd(data).map_err(|e| failed(&e))?;
     Pins::remove(pin)?;
     data.pin(pin).map_err(|e| failed(&e))?;
     HashMap::try_from(Map::LruHashMap(data)).map_err(|e| failed(&e))
