@@ -23,9 +23,7 @@ fn words(ports: &BTreeSet<u16>) -> [u32; config::TUNNEL_WORDS as usize] {
 impl Datapath {
     /// Says which ports tunnels have; the next [`Self::apply`] writes them.
     pub fn set_tunnels(&mut self, ports: &BTreeSet<u16>) {
-        if self.tunnels != *ports {
-            self.tunnels.clone_from(ports);
-        }
+        self.tunnels.clone_from(ports);
     }
 
     /// Writes the ports. Returns whether they are others than before: then flows are to be judged again.
