@@ -29,7 +29,7 @@ pub struct Arguments {
 
 /// Runs the targets; what they find is an error.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    install()?;
+    crate::setup::ensure_ready(crate::setup::Purpose::Fuzz)?;
     let chosen = |target: &&str| arguments.target.as_deref().is_none_or(|wanted| wanted == *target);
     for target in TARGETS.into_iter().filter(chosen) {
         let folder = cargo::root().join("fuzz");
@@ -66,18 +66,4 @@ fn fuzzer(target: &str, folders: &[&PathBuf], options: &[&str]) -> Command {
     command.env("RUSTC_BOOTSTRAP", "1").env_remove("CARGO_TARGET_DIR");
     command.args(folders).arg("--").args(options);
     command
-}
-
-/// cargo-fuzz is needed by this command alone, so it is no part of `setup`.
-fn install() -> Result<()> {
-    let there = cargo::cargo(["fuzz", "--version"]).output().is_ok_and(|output| output.status.success());
-    if there {
-        return Ok(());
-    }
-    println!(
-        "Missing on this machine:\n  cargo-fuzz: runs the fuzz targets\n      cargo install cargo-fuzz --locked"
-    );
-    let status = cargo::cargo(["install", "cargo-fuzz", "--locked"]).status().context("starting cargo")?;
-    ensure!(status.success(), "cargo-fuzz could not be installed");
-    Ok(())
 }

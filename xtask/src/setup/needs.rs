@@ -50,6 +50,8 @@ pub enum Purpose {
     Test,
     /// Every test and the checks: what the CI runs.
     Ci,
+    /// The fuzzers, which need nothing of the kernel's.
+    Fuzz,
 }
 
 /// Everything that is missing, in the order in which it is to be installed.
@@ -59,6 +61,13 @@ pub fn missing(purpose: Purpose) -> Vec<Need> {
     if !works("cc", &["--version"]) {
         let remedy = packages(apt, &["gcc", "libc6-dev"], "install a C compiler");
         needs.push(Need { what: "C compiler", why: "links every Rust program", remedy });
+    }
+    if purpose == Purpose::Fuzz {
+        if !works("cargo", &["fuzz", "--version"]) {
+            let remedy = Remedy::Run(vec![Line::new(["cargo", "install", "cargo-fuzz", "--locked"])]);
+            needs.push(Need { what: "cargo-fuzz", why: "runs the fuzz targets", remedy });
+        }
+        return needs;
     }
     if !works("ip", &["-V"]) || !works("nsenter", &["--version"]) {
         let remedy = packages(apt, &["iproute2", "util-linux"], "install iproute2 and util-linux");
