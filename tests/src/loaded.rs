@@ -19,6 +19,7 @@ use portcullis_common::abi::{NumberSpace, PairKey};
 use portcullis_common::{Direction, Reason, Verdict};
 
 use crate::command::run_with_input;
+use crate::netns::interface_index;
 use crate::owner;
 use crate::packets::{POD_MAC, Packet, flags};
 use crate::privileged::privileged_test;
@@ -149,11 +150,7 @@ impl Loaded {
         run_with_input(Command::new("ip").args(["-batch", "-"]), &lines.concat())
             .context("making interfaces")?;
         for i in first..wanted {
-            let name = std::ffi::CString::new(format!("pod{i}"))?;
-            // SAFETY: a system call with a text that lives through it.
-            let ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) };
-            ensure!(ifindex != 0, "pod{i}: {}", std::io::Error::last_os_error());
-            self.interfaces.push(ifindex);
+            self.interfaces.push(interface_index(&format!("pod{i}"))?);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::command::{run, run_with_input};
 use crate::owner;
@@ -102,6 +102,14 @@ impl Namespace {
         Ok(())
     }
 
+    /// The hardware address of an interface inside the namespace, as `ip` writes it.
+    pub fn hardware_address(&self, interface: &str) -> Result<String> {
+        let shown = run(Command::new("ip").args(["-n", &self.name, "-o", "link", "show", "dev", interface]))?;
+        let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
+        let address = words.nth(1).with_context(|| format!("no hardware address in: {shown}"))?;
+        Ok(address.to_owned())
+    }
+
     /// Sets sysctls (`net/ipv4/ip_forward`) inside the namespace.
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
@@ -111,6 +119,18 @@ impl Namespace {
             })
         })
     }
+}
+
+/// Index of an interface of the network that this thread is in.
+///
+/// # Errors
+/// If there is none of this name.
+pub fn interface_index(name: &str) -> Result<u32> {
+    let text = std::ffi::CString::new(name)?;
+    // SAFETY: a system call with a text that lives through it.
+    let index = unsafe { libc::if_nametoindex(text.as_ptr()) };
+    ensure!(index != 0, "the interface {name}: {}", std::io::Error::last_os_error());
+    Ok(index)
 }
 
 impl Drop for Namespace {

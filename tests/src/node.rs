@@ -166,9 +166,7 @@ impl Node {
                 run(Command::new("ip").args(["-n", self.ns.name(), "-d", "link", "show", "dev", veth]));
             shown.is_ok_and(|text| text.contains("state forwarding"))
         })?;
-        let shown = run(Command::new("ip").args(["-n", pod.name(), "-o", "link", "show", "dev", "eth0"]))?;
-        let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
-        let address = words.nth(1).with_context(|| format!("no hardware address in: {shown}"))?;
+        let address = pod.hardware_address("eth0")?;
         // Setting the address that it has makes the kernel send a gratuitous ARP and an unsolicited advertisement.
         pod.ip(&format!("link set eth0 address {address}"))
     }

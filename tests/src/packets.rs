@@ -1,6 +1,6 @@
 //! Packets as bytes, and the loaded programs to run them through.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// MAC address of the pod's side in the packets built here.
 pub const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -28,6 +28,18 @@ pub struct Packet {
     /// IPv4 fragment field, or the IPv6 fragment header's offset and flag field.
     fragment: Option<(u16, u32)>,
     hop_limit: Option<u8>,
+}
+
+/// An ARP question of the pod for the gateway, from a MAC and an IPv4 address that need not be its own.
+pub fn arp(mac: [u8; 6], sender: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(POD_MAC);
+    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(sender.octets());
+    frame.extend([0; 6]);
+    frame.extend([10, 0, 0, 1]);
+    frame
 }
 
 impl Packet {

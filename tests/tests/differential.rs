@@ -7,27 +7,12 @@ use std::net::IpAddr;
 
 use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis::policy::Desired;
+use portcullis_checks::random::Random;
 use portcullis_common::identity::identity_flags;
 use portcullis_common::{Direction, Identity, Kind, Reason};
 use portcullis_tests::fixture::{INTRUDER, SERVICE_PEER, WEB, add_frontend, with_fixture};
 use portcullis_tests::host::host;
 use portcullis_tests::packets::{Packet, flags};
-
-/// xorshift64*: the same packets in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap()
-    }
-
-    fn of<'a, T: ?Sized>(&mut self, choices: &[&'a T]) -> &'a T {
-        choices[self.next() % choices.len()]
-    }
-}
 
 const ADDRESSES4: &[&str] = &[
     "10.0.0.2",
@@ -62,14 +47,14 @@ fn add_services(desired: &mut Desired, random: &mut Random) {
     {
         for &port in PORTS {
             for protocol in [6, 17, 132] {
-                if random.next().is_multiple_of(3) {
+                if random.one_in(3) {
                     continue;
                 }
-                let backends: Vec<_> = (0..random.next() % 9)
+                let backends: Vec<_> = (0..random.below(9))
                     .map(|_| {
                         let principal = [WEB, WEB, WEB, INTRUDER, Kind::World as u32, Kind::Host as u32];
-                        let principal = principal[random.next() % principal.len()];
-                        (principal, PORTS[random.next() % PORTS.len()], random.next().is_multiple_of(2))
+                        let principal = random.of(&principal);
+                        (principal, random.of(PORTS), random.one_in(2))
                     })
                     .collect();
                 add_frontend(desired, address, protocol, port, &backends);
@@ -85,28 +70,28 @@ fn add_services(desired: &mut Desired, random: &mut Random) {
 }
 
 fn packet(random: &mut Random, hook: Direction) -> Packet {
-    let addresses = if random.next().is_multiple_of(2) { ADDRESSES4 } else { ADDRESSES6 };
+    let addresses = if random.one_in(2) { ADDRESSES4 } else { ADDRESSES6 };
     let (mut from, mut to) = (random.of(addresses), random.of(addresses));
     // Mostly packets that may be this pod's; the first address is its.
-    if !random.next().is_multiple_of(8) {
+    if !random.one_in(8) {
         *if hook == Direction::Egress { &mut from } else { &mut to } = addresses[0];
     }
-    let (sport, dport) = (PORTS[random.next() % PORTS.len()], PORTS[random.next() % PORTS.len()]);
+    let (sport, dport) = (random.of(PORTS), random.of(PORTS));
     let flag_sets = [flags::SYN, flags::SYN | flags::ACK, flags::ACK, flags::FIN | flags::ACK, flags::RST];
-    let packet = match random.next() % 8 {
-        0..=2 => Packet::tcp(from, sport, to, dport, flag_sets[random.next() % flag_sets.len()]),
+    let packet = match random.below(8) {
+        0..=2 => Packet::tcp(from, sport, to, dport, random.of(&flag_sets)),
         3 | 4 => Packet::udp(from, sport, to, dport),
         5 => Packet::sctp(from, sport, to, dport),
-        6 => Packet::echo(from, to, random.next().is_multiple_of(2), 7),
+        6 => Packet::echo(from, to, random.one_in(2), 7),
         _ => {
             let kinds = [1, 2, 3, 5, 11, 130, 133, 134, 135, 136, 137, 143];
             let inner = Packet::udp(to, dport, from, sport).ip();
-            Packet::icmp(from, to, kinds[random.next() % kinds.len()], 0, [0; 4], &inner)
+            Packet::icmp(from, to, random.of(&kinds), 0, [0; 4], &inner)
         }
     };
     let hops = [1, 64, 254, 255];
-    let packet = packet.hop_limit(hops[random.next() % hops.len()]);
-    match random.next() % 8 {
+    let packet = packet.hop_limit(random.of(&hops));
+    match random.below(8) {
         0 => packet.options(&[1; 8]).extension(60, &[0; 6]),
         1 => packet.fragment(0, true, 5),
         2 => packet.fragment(40, false, 5),
@@ -122,24 +107,24 @@ fn rounds() -> u32 {
 #[test]
 fn the_loaded_programs_do_what_the_walk_on_the_host_does() {
     with_fixture(|f| {
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut random = Random::new(0);
         add_services(&mut f.desired, &mut random);
         f.apply();
         let host = host(f);
         let (mut passed, mut refused, rounds) = (0u32, 0u32, rounds());
         for round in 0..rounds {
-            let hook = if random.next().is_multiple_of(2) { Direction::Egress } else { Direction::Ingress };
+            let hook = if random.one_in(2) { Direction::Egress } else { Direction::Ingress };
             let mut frame = packet(&mut random, hook).bytes();
             let least = if frame[12] == 0x08 { 34 } else { 54 };
-            for _ in 0..(random.next() % 8).saturating_sub(5) {
+            for _ in 0..random.below(8).saturating_sub(5) {
                 // Not the ethertype: the kernel's test run wants a whole IP header behind it.
-                let at = 14 + random.next() % (frame.len() - 14);
-                frame[at] = u8::try_from(random.next() % 256).unwrap();
+                let at = 14 + random.below(frame.len() - 14);
+                frame[at] = random.byte();
             }
-            if random.next().is_multiple_of(8) {
-                frame.truncate(least + random.next() % (frame.len() - least + 1));
+            if random.one_in(8) {
+                frame.truncate(least + random.below(frame.len() - least + 1));
             }
-            let ingress_ifindex = [0, 1, 99][random.next() % 3];
+            let ingress_ifindex = random.of(&[0, 1, 99]);
             let metadata = ProbeMetadata { ingress_ifindex, ifindex: 0 };
             let by_kernel = f.run_with(hook, &frame, metadata);
             let by_host = host.run(hook, &frame, ingress_ifindex);

@@ -16,6 +16,7 @@ use portcullis_tests::command::run;
 use portcullis_tests::fixture::{
     API, Fixture, SUBJECT, WEB, always, endpoint, rows, with_fixture, with_sizes,
 };
+use portcullis_tests::netns::interface_index;
 use portcullis_tests::packets::{Packet, flags};
 
 const EGRESS: Direction = Direction::Egress;
@@ -175,8 +176,7 @@ fn a_connection_that_is_in_use_stays_while_the_pod_s_own_table_is_flooded() {
 fn other_endpoint(f: &mut Fixture) -> u32 {
     run(Command::new("ip").args(["link", "add", "other", "type", "veth", "peer", "name", "peer"]))
         .expect("an interface");
-    let text = run(Command::new("ip").args(["-o", "link", "show", "other"])).expect("its line");
-    let index: u32 = text.split(':').next().and_then(|index| index.parse().ok()).expect("its index");
+    let index = interface_index("other").expect("its index");
     let addresses: Vec<IpAddr> = vec!["10.0.0.3".parse().expect("an address")];
     let subject = SUBJECT + 1;
     let pod = PodIdentity { name: "shop/web".to_owned(), principal: WEB, subject, addresses, routes: false };

@@ -11,7 +11,7 @@ use portcullis_tests::eventually;
 use portcullis_tests::fixture::{
     API, Fixture, INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture,
 };
-use portcullis_tests::packets::{POD_MAC, Packet, flags};
+use portcullis_tests::packets::{POD_MAC, Packet, arp, flags};
 
 const EGRESS: Direction = Direction::Egress;
 const INGRESS: Direction = Direction::Ingress;
@@ -194,31 +194,19 @@ fn a_pod_puts_nothing_into_a_tunnel_of_the_nodes() {
     });
 }
 
-/// An ARP request of a sender, for the gateway.
-fn arp(mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
-    let mut arp = vec![0xff; 6];
-    arp.extend(POD_MAC);
-    arp.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
-    arp.extend(mac);
-    arp.extend(sender);
-    arp.extend([0; 6]);
-    arp.extend([10, 0, 0, 1]);
-    arp
-}
-
 #[test]
 fn a_pod_tells_its_neighbours_of_its_own_addresses_only() {
     with_fixture(|f| {
         let sends = |f: &mut Fixture, frame: &[u8]| f.run_with(EGRESS, frame, ProbeMetadata::default());
         assert!(
-            sends(f, &arp(POD_MAC, [10, 0, 0, 2])) && sends(f, &arp(POD_MAC, [0, 0, 0, 0])),
+            sends(f, &arp(POD_MAC, [10, 0, 0, 2].into())) && sends(f, &arp(POD_MAC, [0, 0, 0, 0].into())),
             "its own, a probe"
         );
         for (mac, sender) in [(POD_MAC, [10, 0, 0, 3]), (POD_MAC, [10, 0, 0, 1]), ([2; 6], [10, 0, 0, 2])] {
-            assert!(!sends(f, &arp(mac, sender)), "{sender:?}");
+            assert!(!sends(f, &arp(mac, sender.into())), "{sender:?}");
         }
         assert_eq!(f.drops(Reason::SpoofedSource, EGRESS), 3);
-        let whole = arp(POD_MAC, [10, 0, 0, 2]);
+        let whole = arp(POD_MAC, [10, 0, 0, 2].into());
         for length in 14 + 20..whole.len() {
             assert!(!sends(f, &whole[..length]), "{length} bytes");
         }

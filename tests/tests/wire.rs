@@ -16,6 +16,7 @@ use portcullis_common::abi::{Counters, Mode};
 use portcullis_common::{Direction, Reason};
 use portcullis_tests::command::run;
 use portcullis_tests::fixture::{API, Fixture, INTRUDER, WEB, endpoint, with_fixture};
+use portcullis_tests::netns::interface_index;
 use portcullis_tests::packets::{HOST_MAC, POD_MAC, Packet};
 use portcullis_tests::{Namespace, eventually};
 
@@ -39,14 +40,6 @@ fn mac(address: [u8; 6]) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn index(interface: &str) -> u32 {
-    let name = std::ffi::CString::new(interface).unwrap();
-    // SAFETY: a string that ends with a zero byte.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    assert_ne!(index, 0, "{interface}");
-    index
-}
-
 fn ip(words: &str) -> Result<String> {
     run(Command::new("ip").args(words.split(' '))).context("making the wire")
 }
@@ -64,7 +57,7 @@ impl Raw {
         let mut place: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         place.sll_family = u16::try_from(libc::AF_PACKET)?;
         place.sll_protocol = u16::try_from(libc::ETH_P_ALL)?.to_be();
-        place.sll_ifindex = i32::try_from(index(interface))?;
+        place.sll_ifindex = i32::try_from(interface_index(interface)?)?;
         let length = u32::try_from(size_of_val(&place))?;
         // SAFETY: the address lives as long as the call, and its length is its own.
         let bound = unsafe { libc::bind(fd, (&raw const place).cast(), length) };
@@ -99,7 +92,7 @@ impl Raw {
 
 impl Wire<'_> {
     fn spec() -> EndpointSpec {
-        EndpointSpec { ifindex: index("host0"), name: "host0".to_owned(), ..endpoint() }
+        EndpointSpec { ifindex: interface_index("host0").unwrap(), name: "host0".to_owned(), ..endpoint() }
     }
 
     /// Sends frames of the pod, one after the other, whole or parted.

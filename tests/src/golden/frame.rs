@@ -1,12 +1,12 @@
 //! Packets as the golden table writes them, and their bytes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use portcullis_common::packet;
 use serde::Deserialize;
 
-use crate::packets::{POD_MAC, Packet, flags};
+use crate::packets::{POD_MAC, Packet, arp, flags};
 
 /// Length of the Ethernet header.
 pub const ETHERNET: usize = packet::ETHERNET as usize;
@@ -139,19 +139,6 @@ fn transport(name: &str, version: Version) -> u8 {
     }
 }
 
-/// A question of the pod for the gateway, by somebody's address.
-fn arp(sender: &str) -> Vec<u8> {
-    // The link header is that of any packet.
-    let mut frame = Packet::udp("10.0.0.2", 0, "10.0.0.3", 0).bytes();
-    frame.truncate(12);
-    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
-    frame.extend(POD_MAC);
-    frame.extend(sender.parse::<Ipv4Addr>().expect("an address").octets());
-    frame.extend([0; 6]);
-    frame.extend([10, 0, 0, 1]);
-    frame
-}
-
 impl PacketSpec {
     /// Whether it is about another packet.
     pub fn is_error(&self) -> bool {
@@ -161,7 +148,7 @@ impl PacketSpec {
     /// The frame.
     pub fn frame(&self, version: Version) -> Vec<u8> {
         let mut frame = if self.is == "arp" {
-            arp(&place(&self.from, Version::V4).0)
+            arp(POD_MAC, place(&self.from, Version::V4).0.parse().expect("an address"))
         } else {
             self.packet(version).bytes()
         };

@@ -127,12 +127,12 @@ pub enum By {
 }
 
 impl By {
-    /// The interface in the packet's metadata.
-    pub const fn ifindex(self) -> u32 {
-        match self {
-            Self::Uplink => 99,
-            Self::Node => 0,
-            Self::Itself => 1,
+    /// The interface in the metadata of a packet at a hook; what a pod sends comes in by no other.
+    pub const fn ifindex(self, hook: Direction) -> u32 {
+        match (hook, self) {
+            (Direction::Egress, _) | (_, Self::Node) => 0,
+            (_, Self::Uplink) => 99,
+            (_, Self::Itself) => 1,
         }
     }
 }

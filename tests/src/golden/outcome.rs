@@ -261,8 +261,7 @@ impl Subject for Kernel<'_> {
 
 /// A packet through the program of a hook.
 pub fn run(fixture: &mut Fixture, hook: Direction, frame: &[u8], by: By) -> bool {
-    let ingress_ifindex = if hook == Direction::Egress { 0 } else { by.ifindex() };
-    fixture.run_with(hook, frame, ProbeMetadata { ingress_ifindex, ifindex: 0 })
+    fixture.run_with(hook, frame, ProbeMetadata { ingress_ifindex: by.ifindex(hook), ifindex: 0 })
 }
 
 /// The walk on the host.
@@ -292,8 +291,7 @@ impl Subject for HostSubject {
     }
 
     fn run(&mut self, hook: Direction, frame: &[u8], by: By) -> bool {
-        let ingress_ifindex = if hook == Direction::Egress { 0 } else { by.ifindex() };
-        self.host.run(hook, frame, ingress_ifindex)
+        self.host.run(hook, frame, by.ifindex(hook))
     }
 
     fn snapshot(&self) -> Snapshot {

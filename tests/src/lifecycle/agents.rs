@@ -1,14 +1,17 @@
 //! The agents of the nodes: their processes, whether they are ready, and ways to take one away.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt;
+use std::process::{ChildStderr, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cluster::{Cluster, names};
-use crate::command::run;
+use crate::command::{Running, run};
 use crate::installed::{METRICS, NAMESPACE, metric_of};
 use crate::poll::eventually_within;
 
@@ -47,6 +50,24 @@ impl Agents<'_> {
         let selector = format!("--field-selector=spec.nodeName={}", names::node(node));
         let pods = ["--namespace", NAMESPACE, "get", "pods", &selector, "--output=name"];
         Ok(self.0.kubectl(pods)?.trim().to_owned())
+    }
+
+    /// Starts this command, a `portcullis monitor`, in the pod of a node's agent, and waits until it says where it reads
+    /// from: what happens from then on it sees. What it says to its errors ends when the second of what is returned goes.
+    pub fn monitor<A: AsRef<OsStr>>(
+        self,
+        node: usize,
+        command: impl IntoIterator<Item = A>,
+    ) -> Result<(Running, BufReader<ChildStderr>)> {
+        let pod = self.pod(node)?;
+        let mut kubectl = self.0.kubectl_command(["--namespace", NAMESPACE, "exec", &pod, "--"])?;
+        kubectl.args(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut monitor = Running(kubectl.spawn().context("starting kubectl")?);
+        let mut errors = BufReader::new(monitor.0.stderr.take().context("its errors")?);
+        let mut said = String::new();
+        errors.read_line(&mut said)?;
+        ensure!(said.contains("events of the agent"), "the monitor of node{node} says: {said}");
+        Ok((monitor, errors))
     }
 
     /// Whether a node's agent says that it is ready.

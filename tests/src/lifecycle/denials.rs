@@ -2,7 +2,6 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -13,7 +12,6 @@ use portcullis_common::Reason;
 use super::Agents;
 use crate::cluster::Cluster;
 use crate::command::Running;
-use crate::installed::NAMESPACE;
 
 /// A `portcullis monitor` in the agent of each node.
 #[derive(Debug)]
@@ -69,18 +67,9 @@ impl Denials {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let mut denials = Self { monitors: Vec::new(), readers: Vec::new(), seen: Arc::clone(&seen) };
         for node in 0..cluster.nodes().len() {
-            let agent = Agents(cluster).pod(node)?;
             // By its path: an image that a test has made names none.
-            let exec = ["--namespace", NAMESPACE, "exec", &agent, "--", "/portcullis", "monitor"];
-            let mut command =
-                cluster.kubectl_command(exec.iter().chain(&["--verdict", "deny", "-o", "json"]))?;
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut monitor = Running(command.spawn().context("starting kubectl")?);
-            // It says where it reads from when it does.
-            let mut errors = BufReader::new(monitor.0.stderr.take().context("its errors")?);
-            let mut said = String::new();
-            errors.read_line(&mut said)?;
-            ensure!(said.contains("events of the agent"), "the monitor of node{node} says: {said}");
+            let command = ["/portcullis", "monitor", "--verdict", "deny", "-o", "json"];
+            let (mut monitor, errors) = Agents(cluster).monitor(node, command)?;
             let lines = BufReader::new(monitor.0.stdout.take().context("its output")?).lines();
             let (seen, node) = (Arc::clone(&seen), format!("node{node}"));
             denials.readers.push(thread::spawn(move || {

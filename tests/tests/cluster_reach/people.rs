@@ -1,12 +1,9 @@
 //! What a person sees: a dump with names, from the agent's own pod and from a debugging one, and denials as they happen.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::{Cluster, names};
-use portcullis_tests::command::Running;
 use portcullis_tests::eventually;
 use portcullis_tests::installed::NAMESPACE;
 use portcullis_tests::lifecycle::{Agents, LivePod};
@@ -20,17 +17,9 @@ pub fn monitors(cluster: &Cluster) -> Result<()> {
     let [database, intruder] = ["database-0a", "intruder-1"].map(|name| LivePod::ready(cluster, SHOP, name));
     let (database, intruder) = (database?, intruder?);
     let [from, to] = ["intruder", "database"].map(|account| format!("{SHOP}/{account}"));
-    let agent = Agents(cluster).pod(0)?;
-    let exec = ["--namespace", NAMESPACE, "exec", &agent, "--", "portcullis", "monitor"];
-    let filter =
-        ["--verdict", "deny", "--from", &from, "--to", &to, "--direction", "ingress", "--count", "1"];
-    let mut command = cluster.kubectl_command(exec.iter().chain(&filter))?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut monitor = Running(command.spawn().context("starting kubectl")?);
-    let mut said = String::new();
-    // It says where it reads from when it does.
-    BufReader::new(monitor.0.stderr.take().context("its errors")?).read_line(&mut said)?;
-    ensure!(said.contains("events of the agent"), "the monitor says: {said}");
+    let command = ["portcullis", "monitor", "--verdict", "deny", "--from", &from, "--to", &to];
+    let (mut monitor, _errors) =
+        Agents(cluster).monitor(0, command.into_iter().chain(["--direction", "ingress", "--count", "1"]))?;
     ensure!(intruder.net.tcp_exchange(database.v4(PORT), NEVER).is_err(), "the intruder passes");
     let mut status = None;
     eventually("the monitor to have seen it", || {

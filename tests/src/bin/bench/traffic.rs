@@ -12,8 +12,8 @@ use portcullis::datapath::{EndpointSpec, Sizes};
 use portcullis::policy::{Desired, PodIdentity};
 use portcullis_common::abi::{Mode, config};
 use portcullis_common::{Identity, Kind, Verdict};
-use portcullis_tests::command::run as run_command;
 use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, only, rows};
+use portcullis_tests::netns::interface_index;
 use portcullis_tests::node::{Node, Pod};
 use serde_json::{Map, Value, json};
 
@@ -104,15 +104,12 @@ fn desired(client: &Pod, server: &Pod) -> Desired {
 
 /// The endpoint of a pod.
 fn spec(node: &Node, pod: &Pod) -> Result<EndpointSpec> {
-    let line = run_command(&mut node.ns.command("ip", ["-o", "link", "show", &pod.veth]))?;
-    let index = line.split(':').next().and_then(|index| index.trim().parse().ok());
-    let inside = run_command(&mut pod.ns.command("ip", ["-o", "link", "show", "eth0"]))?;
-    let mac =
-        inside.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("a MAC address")?;
+    let ifindex = node.ns.run(|| interface_index(&pod.veth))?;
+    let mac = pod.ns.hardware_address("eth0")?;
     let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
     let uid = if pod.veth == "veth0" { "client" } else { "server" };
     Ok(EndpointSpec {
-        ifindex: index.context("an index")?,
+        ifindex,
         name: pod.veth.clone(),
         master: None,
         mac: Some(bytes.try_into().ok().context("six bytes")?),
