@@ -1,15 +1,18 @@
 //! A named network namespace that exists as long as its [`Namespace`].
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::command::{run, run_with_input};
 use crate::owner;
+
+/// Where iproute2 keeps the names of namespaces.
+const FOLDER: &str = "/run/netns";
 
 /// A network namespace of its own, with the loopback interface up. Deleted when dropped.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ impl Namespace {
 
     /// A namespace that somebody else makes and deletes.
     pub fn existing(name: &str, label: &str) -> Self {
-        let path = PathBuf::from("/run/netns").join(name);
+        let path = Path::new(FOLDER).join(name);
         Self { name: name.to_owned(), path, label: label.to_owned(), owned: false }
     }
 
@@ -131,6 +134,44 @@ pub fn interface_index(name: &str) -> Result<u32> {
     let index = unsafe { libc::if_nametoindex(text.as_ptr()) };
     ensure!(index != 0, "the interface {name}: {}", std::io::Error::last_os_error());
     Ok(index)
+}
+
+/// The folder of namespaces, ready for use: the first namespace that a machine gets makes it a mount point, which stays
+/// when the namespace goes. Taken away again, once it is empty, if it was not there.
+#[derive(Debug)]
+pub struct Folder {
+    made: bool,
+}
+
+impl Folder {
+    /// Makes it, if it is not there.
+    ///
+    /// # Errors
+    /// If no namespace can be made.
+    pub fn open() -> Result<Self> {
+        let made = !is_mounted()?;
+        if made {
+            drop(Namespace::new("nobody")?);
+        }
+        Ok(Self { made })
+    }
+}
+
+fn is_mounted() -> Result<bool> {
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").context("the mounts of this thread")?;
+    Ok(table.lines().any(|line| line.split(' ').nth(4) == Some(FOLDER)))
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Others may be using it by now; the last of them is nobody's business.
+        if !self.made || fs::read_dir(FOLDER).is_ok_and(|mut entries| entries.next().is_some()) {
+            return;
+        }
+        if let Err(error) = run(Command::new("umount").arg(FOLDER)) {
+            eprintln!("unmounting the folder of namespaces: {error:#}");
+        }
+    }
 }
 
 impl Drop for Namespace {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::netns;
 use crate::poll::eventually_within;
 use crate::residue::{Snapshot, Thing};
 
@@ -25,6 +26,7 @@ pub fn privileged_test_within(teardown: Duration, body: impl FnOnce() -> Result<
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     require_privileges()?;
+    let _folder = netns::Folder::open()?;
     let before = Snapshot::take();
     let outcome = catch_unwind(AssertUnwindSafe(body));
     let left = leftovers(&before, teardown);

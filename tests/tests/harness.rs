@@ -5,9 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use portcullis_tests::command::run;
+use portcullis_tests::netns;
 use portcullis_tests::node::{NODE, OUTSIDE};
 use portcullis_tests::privileged::privileged_test_within;
 use portcullis_tests::residue::Snapshot;
@@ -179,5 +182,34 @@ fn an_agent_that_runs_is_stopped_by_kill_by_terminate_and_by_drop() -> Result<()
         drop(agent);
         assert!(!runs(last));
         Ok(())
+    })
+}
+
+/// As on a machine that has never had a namespace with a name: the first one makes a mount that nobody takes away.
+#[test]
+fn the_first_namespace_of_a_machine_leaves_no_mount() -> Result<()> {
+    privileged_test(|| {
+        let mounted =
+            || anyhow::Ok(fs::read_to_string("/proc/thread-self/mountinfo")?.contains(" /run/netns "));
+        let thread = std::thread::spawn(move || {
+            // SAFETY: gives this thread mounts of its own.
+            let entered = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+            ensure!(entered == 0, "mounts of an own: {}", std::io::Error::last_os_error());
+            run(Command::new("mount").args(["--make-rprivate", "/"]))?;
+            // With the names of the other tests, which go on in their own mounts.
+            run(Command::new("umount").args(["--recursive", "--lazy", "/run/netns"]))?;
+            assert!(!mounted()?);
+            let folder = netns::Folder::open()?;
+            assert!(mounted()?, "a namespace makes it");
+            let inner = netns::Folder::open()?;
+            let namespace = Namespace::new("pod")?;
+            drop(inner);
+            assert!(mounted()?, "it was there before");
+            drop(namespace);
+            drop(folder);
+            assert!(!mounted()?);
+            Ok(())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

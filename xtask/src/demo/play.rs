@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use portcullis_tests::netns;
 use portcullis_tests::privileged::{TEARDOWN, describe, leftovers};
 use portcullis_tests::residue::Snapshot;
 use portcullis_tests::{Agent, Network, TempDir};
@@ -40,6 +41,7 @@ pub struct Play<'a> {
 impl Play<'_> {
     /// Performs the demo and returns every expectation with what became of it.
     pub fn perform(&self) -> Result<Vec<Check>> {
+        let _folder = netns::Folder::open()?;
         let before = Snapshot::take();
         let result = self.on_stage();
         let left = leftovers(&before, TEARDOWN);

@@ -12,6 +12,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::cluster::teardown::sweep;
+use portcullis_tests::netns;
 use portcullis_tests::privileged::require_privileges;
 use portcullis_tests::residue::Snapshot;
 
@@ -93,6 +94,8 @@ fn try_all(name: Option<&str>, sum: &mut Tally) -> Result<()> {
     for thing in Snapshot::take().orphans() {
         println!("note: an earlier run was cut off and left behind: {thing}");
     }
+    // For all lanes, so that it is no test of theirs that leaves it.
+    let _folder = netns::Folder::open()?;
     let runner = Runner::new(programs, name);
     let (lanes, shared) = lanes::of(tests);
     thread::scope(|scope| {
