@@ -90,8 +90,8 @@ pub mod names {
 
 /// Words of the `CONFIG` map. Each is one `u32`, written whole, so that agent and CLI never overwrite each other.
 pub mod config {
-    /// Rises whenever an existing allow may have become a deny. Never `0`: a flow stored with `0` is always judged
-    /// again.
+    /// Rises whenever an existing allow may have become a deny; the programs read it from [`super::Endpoint`]. Never `0`: a
+    /// flow stored with `0` is always judged again.
     pub const REVISION: u32 = 0;
     /// [`super::Mode`] that the agent derives from its configuration.
     pub const MODE: u32 = 1;
@@ -248,7 +248,10 @@ pub struct Endpoint {
     /// [`crate::Verdict`] while the pod is unknown.
     pub unknown_verdict: u8,
     /// Explicit padding, zero.
-    pub pad: [u8; 5],
+    pub pad: u8,
+    /// The revision that its flows must have to count as judged: [`config::REVISION`], here so that a packet of a known flow
+    /// need not read another map.
+    pub revision: u32,
 }
 
 map_type!(
@@ -261,7 +264,8 @@ map_type!(
     master = 16,
     addr4_be = 20,
     addr6 = 28,
-    mac = 60
+    mac = 60,
+    revision = 68
 );
 
 /// Key of `SLOTS`: a pair of principals and the direction at the pod.

@@ -33,6 +33,9 @@ impl Head for Start<'_> {
         let at = |place: usize| self.0[offset + place];
         u32::from_ne_bytes([at(0), at(1), at(2), at(3)])
     }
+    fn words_be(&self, offset: usize) -> [u32; 2] {
+        [self.u32_be(offset), self.u32_be(offset + 4)]
+    }
 }
 
 impl<'a> Packet for Bytes<'a> {

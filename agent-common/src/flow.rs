@@ -9,49 +9,34 @@ use crate::packet::{IcmpRole, Parsed, tcp};
 use crate::policy::protocol;
 use crate::reason::Direction;
 
-/// Key of an IPv4 flow table. Ports in host order.
+/// Key of an IPv4 flow table, in words as the program reads them from the packet: the kernel compares keys by 64-bit words,
+/// and waits where one was stored in parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct FlowKey4 {
-    /// Address of the pod.
-    pub local_be: u32,
-    /// The other address.
-    pub remote_be: u32,
-    /// Port of the pod, or the id of an ICMP echo.
-    pub local_port: u16,
-    /// The other port.
-    pub remote_port: u16,
-    /// Transport protocol.
-    pub protocol: u8,
-    /// Of an ICMP echo: `1 +` the [`Direction`] it was opened in; `0` for everything else.
-    pub echo_opener: u8,
-    /// Explicit padding, zero.
-    pub pad: [u8; 2],
+    /// Addresses in network order: the pod's in the low half, the other in the high one.
+    pub addresses: u64,
+    /// From the lowest bits on: port of the pod and the other port, or twice the id of an ICMP echo, in network order (16
+    /// bits each); the transport protocol (8 bits); of an ICMP echo `1 +` the [`Direction`] it was opened in, and `0` for
+    /// everything else.
+    pub rest: u64,
 }
 
-map_type!(FlowKey4, 16, local_port = 8, protocol = 12);
+map_type!(FlowKey4, 16, rest = 8);
 
 /// Key of an IPv6 flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct FlowKey6 {
-    /// Address of the pod.
-    pub local: Addr6,
+    /// Address of the pod, as it lies in memory.
+    pub local: [u64; 2],
     /// The other address.
-    pub remote: Addr6,
-    /// Port of the pod, or the id of an ICMP echo.
-    pub local_port: u16,
-    /// The other port.
-    pub remote_port: u16,
-    /// Transport protocol.
-    pub protocol: u8,
+    pub remote: [u64; 2],
     /// As in [`FlowKey4`].
-    pub echo_opener: u8,
-    /// Explicit padding, zero.
-    pub pad: [u8; 2],
+    pub rest: u64,
 }
 
-map_type!(FlowKey6, 40, local_port = 32, protocol = 36);
+map_type!(FlowKey6, 40, remote = 16, rest = 32);
 
 /// Where the other side of a flow that it opened came from, if its address does not tell.
 pub mod origin {
@@ -184,20 +169,22 @@ pub const fn expired(flow: &Flow, now: u64) -> bool {
     now.wrapping_sub(flow.last_seen) as i64 > flow.timeout as i64
 }
 
+/// An odd number without a pattern: 2^64 divided by the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// A tag of a key: cheap, because every packet of a known flow computes it. It only has to tell the key that was looked
 /// up from the one that took over its entry in the same moment.
 #[inline(always)]
-const fn mix(addresses: u64, ports: u32, rest: u32) -> u32 {
-    let words = addresses ^ ((ports as u64) << 16 | rest as u64);
-    let mixed = words.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+const fn mix(words: u64) -> u32 {
+    let mixed = words.wrapping_mul(SPREAD);
     (mixed >> 32) as u32 ^ mixed as u32
 }
 
-/// A flow key: how it is built and its tag.
+/// A flow key: how it is built, its tag and its parts.
 pub trait FlowKey: Copy + core::fmt::Debug {
     /// The address type.
     type Address: crate::packet::Address;
-    /// Builds a key.
+    /// Builds a key; ports in host order.
     fn build(
         local: Self::Address,
         remote: Self::Address,
@@ -207,55 +194,96 @@ pub trait FlowKey: Copy + core::fmt::Debug {
     ) -> Self;
     /// The tag that the value of this key carries.
     fn tag(&self) -> u32;
+    /// Address of the pod.
+    fn local(&self) -> Self::Address;
+    /// The other address.
+    fn remote(&self) -> Self::Address;
+    /// The last word, see [`FlowKey4`].
+    fn rest(&self) -> u64;
+
+    /// Port of the pod, or the id of an ICMP echo, in host order.
+    fn local_port(&self) -> u16 {
+        u16::from_be(self.rest() as u16)
+    }
+    /// The other port, in host order.
+    fn remote_port(&self) -> u16 {
+        u16::from_be((self.rest() >> 16) as u16)
+    }
+    /// Transport protocol.
+    fn protocol(&self) -> u8 {
+        (self.rest() >> 32) as u8
+    }
+    /// Of an ICMP echo: `1 +` the [`Direction`] it was opened in.
+    fn echo_opener(&self) -> u8 {
+        (self.rest() >> 40) as u8
+    }
+}
+
+/// Two 32-bit words as they lie in memory.
+#[inline(always)]
+const fn pair(first: u32, second: u32) -> u64 {
+    first as u64 | (second as u64) << 32
+}
+
+/// The last word of a key.
+#[inline(always)]
+const fn rest(ports: (u16, u16), proto: u8, echo_opener: u8) -> u64 {
+    let ports = ports.0.to_be() as u32 | (ports.1.to_be() as u32) << 16;
+    pair(ports, proto as u32 | (echo_opener as u32) << 8)
 }
 
 impl FlowKey for FlowKey4 {
     type Address = u32;
     #[inline(always)]
-    fn build(local_be: u32, remote_be: u32, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self {
-        Self {
-            local_be,
-            remote_be,
-            local_port: ports.0,
-            remote_port: ports.1,
-            protocol: proto,
-            echo_opener,
-            pad: [0; 2],
-        }
+    fn build(local: u32, remote: u32, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self {
+        Self { addresses: pair(local, remote), rest: rest(ports, proto, echo_opener) }
     }
     #[inline(always)]
     fn tag(&self) -> u32 {
-        let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
-        mix(
-            (self.local_be as u64) << 32 | self.remote_be as u64,
-            ports,
-            (self.protocol as u32) << 8 | self.echo_opener as u32,
-        )
+        mix(self.addresses ^ self.rest)
     }
+    fn local(&self) -> u32 {
+        self.addresses as u32
+    }
+    fn remote(&self) -> u32 {
+        (self.addresses >> 32) as u32
+    }
+    fn rest(&self) -> u64 {
+        self.rest
+    }
+}
+
+/// An address in the words of a key.
+#[inline(always)]
+const fn wide(address: Addr6) -> [u64; 2] {
+    let [a, b, c, d] = address.words_be;
+    [pair(a, b), pair(c, d)]
+}
+
+/// The address in two words of a key.
+const fn narrow([first, second]: [u64; 2]) -> Addr6 {
+    Addr6 { words_be: [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32] }
 }
 
 impl FlowKey for FlowKey6 {
     type Address = Addr6;
     #[inline(always)]
     fn build(local: Addr6, remote: Addr6, ports: (u16, u16), proto: u8, echo_opener: u8) -> Self {
-        Self {
-            local,
-            remote,
-            local_port: ports.0,
-            remote_port: ports.1,
-            protocol: proto,
-            echo_opener,
-            pad: [0; 2],
-        }
+        Self { local: wide(local), remote: wide(remote), rest: rest(ports, proto, echo_opener) }
     }
     #[inline(always)]
     fn tag(&self) -> u32 {
-        let (l, r) = (self.local.words_be, self.remote.words_be);
-        let ports = (self.local_port as u32) << 16 | self.remote_port as u32;
-        let rest = (self.protocol as u32) << 8 | self.echo_opener as u32;
-        let high = (l[0] ^ l[2].rotate_left(7) ^ r[1]) as u64;
-        let low = l[1] ^ l[3].rotate_left(11) ^ r[0].rotate_left(19) ^ r[2].rotate_left(3) ^ r[3];
-        mix((high ^ (r[3].rotate_left(13) as u64)) << 32 | low as u64, ports, rest)
+        let prefixes = (self.remote[0] ^ self.local[1]).wrapping_mul(SPREAD);
+        mix(prefixes ^ self.remote[1] ^ self.local[0] ^ self.rest)
+    }
+    fn local(&self) -> Addr6 {
+        narrow(self.local)
+    }
+    fn remote(&self) -> Addr6 {
+        narrow(self.remote)
+    }
+    fn rest(&self) -> u64 {
+        self.rest
     }
 }
 
@@ -266,8 +294,8 @@ pub fn key_of<K: FlowKey>(packet: &Parsed<K::Address>, hook: Direction) -> K {
         IcmpRole::EchoRequest => 1 + hook as u8,
         IcmpRole::EchoReply => 1 + hook.opposite() as u8,
         IcmpRole::Error if packet.protocol == protocol::ICMP || packet.protocol == protocol::ICMPV6 => {
-            // The packet inside went the other way; `tcp_flags` says whether it was a request.
-            1 + if packet.tcp_flags == 1 { hook.opposite() as u8 } else { hook as u8 }
+            // The packet inside went the other way.
+            1 + if packet.about_request { hook.opposite() as u8 } else { hook as u8 }
         }
         _ => 0,
     };
@@ -358,6 +386,7 @@ mod tests {
             destination_port,
             protocol: protocol::TCP,
             tcp_flags: 0,
+            about_request: false,
             hop_limit: 64,
             fragment: crate::packet::FragmentPart::Whole,
             icmp: IcmpRole::Plain,
@@ -365,7 +394,7 @@ mod tests {
         let out: FlowKey4 = key_of(&packet(1, 2, 1000, 80), Direction::Egress);
         let back: FlowKey4 = key_of(&packet(2, 1, 80, 1000), Direction::Ingress);
         assert_eq!(out, back);
-        assert_ne!(out.tag(), FlowKey4 { remote_port: 81, ..out }.tag());
+        assert_ne!(out.tag(), FlowKey4 { rest: rest((1000, 81), protocol::TCP, 0), ..out }.tag());
     }
 
     #[test]

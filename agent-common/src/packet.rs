@@ -27,6 +27,15 @@ pub trait Head: Copy {
     fn u16(&self, offset: usize) -> u16;
     /// Four bytes as they stand (network order kept).
     fn u32_be(&self, offset: usize) -> u32;
+    /// Eight bytes as they stand, as two words (network order kept).
+    fn words_be(&self, offset: usize) -> [u32; 2];
+
+    /// Two ports, in host order.
+    #[inline(always)]
+    fn ports(&self, offset: usize) -> (u16, u16) {
+        let word = self.u32_be(offset);
+        (u16::from_be(word as u16), u16::from_be((word >> 16) as u16))
+    }
 }
 
 /// `Ethernet` header length.
@@ -163,8 +172,10 @@ pub struct Parsed<A> {
     pub destination_port: u16,
     /// Transport protocol (IANA number); the last header that could be named.
     pub protocol: u8,
-    /// TCP flags, `0` for others.
+    /// TCP flags, `0` for others and for the packet inside an ICMP error.
     pub tcp_flags: u8,
+    /// Of an ICMP error: the packet inside is an echo request.
+    pub about_request: bool,
     /// Time to live, or hop limit.
     pub hop_limit: u8,
     /// The packet's part of a datagram.
@@ -184,6 +195,7 @@ impl<A: Copy> Parsed<A> {
             destination_port: 0,
             protocol: proto,
             tcp_flags: 0,
+            about_request: false,
             hop_limit,
             fragment: FragmentPart::Whole,
             icmp: IcmpRole::Plain,
@@ -207,9 +219,8 @@ impl Address for u32 {
 impl Address for Addr6 {
     #[inline(always)]
     fn from_head<H: Head>(head: H, offset: usize) -> Self {
-        let words_be =
-            [head.u32_be(offset), head.u32_be(offset + 4), head.u32_be(offset + 8), head.u32_be(offset + 12)];
-        Self { words_be }
+        let ([a, b], [c, d]) = (head.words_be(offset), head.words_be(offset + 8));
+        Self { words_be: [a, b, c, d] }
     }
 }
 
@@ -223,37 +234,20 @@ const fn u32_be_at<const N: usize>(bytes: &[u8; N], offset: usize) -> u32 {
     u32::from_ne_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
 }
 
-/// The ports and flags of TCP and UDP straight behind a header of constant length, from the linear part; the packet has
-/// `room` bytes behind that header.
+/// The TCP flags of a packet whose transport header lies at `at`, straight behind an IP header of constant length, in the
+/// linear part (of TCP without its options); `0` for UDP, `None` if there is none such. Of `length` bytes that the IP header
+/// names, `before` are not the transport's.
 #[inline(always)]
-fn direct_ports<P: Packet, A>(
-    packet: &P,
-    parsed: &mut Parsed<A>,
-    at: usize,
-    udp_end: usize,
-    tcp_end: usize,
-    room: u32,
-) -> bool {
-    match parsed.protocol {
+fn direct_flags<P: Packet>(packet: &P, proto: u8, at: usize, (before, length): (u32, u32)) -> Option<u8> {
+    match proto {
         protocol::TCP => {
-            let Some(head) = packet.head(tcp_end) else { return false };
+            let head = packet.head(at + 20)?;
             // Almost every segment has options (timestamps); here only their place counts.
             let header = u32::from(head.u8(at + 12) >> 4) * 4;
-            if header < 20 || header > room {
-                return false;
-            }
-            parsed.source_port = head.u16(at);
-            parsed.destination_port = head.u16(at + 2);
-            parsed.tcp_flags = head.u8(at + 13);
-            true
+            (header >= 20 && before + header <= length).then(|| head.u8(at + 13))
         }
-        protocol::UDP => {
-            let Some(head) = packet.head(udp_end) else { return false };
-            parsed.source_port = head.u16(at);
-            parsed.destination_port = head.u16(at + 2);
-            true
-        }
-        _ => false,
+        protocol::UDP => (before + 8 <= length).then_some(0),
+        _ => None,
     }
 }
 
@@ -262,44 +256,37 @@ fn direct_ports<P: Packet, A>(
 #[inline(always)]
 pub fn parse_ipv4_direct<P: Packet>(packet: &P) -> Option<Parsed<u32>> {
     const IP: usize = ETHERNET as usize;
-    let head = packet.head(IP + 20)?;
+    let head = packet.head(IP + 28)?;
+    let total = u32::from(head.u16(IP + 2));
     // Neither a fragment nor one to come; `total length` within the packet.
-    if head.u8(IP) != 0x45
-        || head.u16(IP + 6) & 0x3fff != 0
-        || u32::from(head.u16(IP + 2)) > packet.length() - ETHERNET
-    {
+    if head.u8(IP) != 0x45 || head.u16(IP + 6) & 0x3fff != 0 || total > packet.length() - ETHERNET {
         return None;
     }
-    let minimum = if head.u8(IP + 9) == protocol::TCP { 40 } else { 28 };
-    if head.u16(IP + 2) < minimum {
-        return None;
-    }
-    let mut parsed =
-        Parsed::new(head.u32_be(IP + 12), head.u32_be(IP + 16), head.u8(IP + 9), head.u8(IP + 8));
-    let room = u32::from(head.u16(IP + 2)) - 20;
-    direct_ports(packet, &mut parsed, IP + 20, IP + 28, IP + 40, room).then_some(parsed)
+    let proto = head.u8(IP + 9);
+    let tcp_flags = direct_flags(packet, proto, IP + 20, (20, total))?;
+    // Addresses and ports last: so they go from the packet into the key, and take no registers meanwhile.
+    let [source, destination] = head.words_be(IP + 12);
+    let (source_port, destination_port) = head.ports(IP + 20);
+    let parsed = Parsed::new(source, destination, proto, head.u8(IP + 8));
+    Some(Parsed { source_port, destination_port, tcp_flags, ..parsed })
 }
 
 /// An IPv6 packet without extension headers, TCP or UDP in the linear part; `None` sends it to [`parse_ipv6`].
 #[inline(always)]
 pub fn parse_ipv6_direct<P: Packet>(packet: &P) -> Option<Parsed<Addr6>> {
     const IP: usize = ETHERNET as usize;
-    let head = packet.head(IP + 40)?;
+    let head = packet.head(IP + 48)?;
     let payload = u32::from(head.u16(IP + 4));
     if head.u8(IP) >> 4 != 6 || payload + 40 > packet.length() - ETHERNET {
         return None;
     }
-    let minimum = if head.u8(IP + 6) == protocol::TCP { 20 } else { 8 };
-    if payload < minimum {
-        return None;
-    }
-    let mut parsed = Parsed::new(
-        Addr6::from_head(head, IP + 8),
-        Addr6::from_head(head, IP + 24),
-        head.u8(IP + 6),
-        head.u8(IP + 7),
-    );
-    direct_ports(packet, &mut parsed, IP + 40, IP + 48, IP + 60, payload).then_some(parsed)
+    let proto = head.u8(IP + 6);
+    let tcp_flags = direct_flags(packet, proto, IP + 40, (0, payload))?;
+    // As for IPv4.
+    let (source, destination) = (Addr6::from_head(head, IP + 8), Addr6::from_head(head, IP + 24));
+    let (source_port, destination_port) = head.ports(IP + 40);
+    let parsed = Parsed::new(source, destination, proto, head.u8(IP + 7));
+    Some(Parsed { source_port, destination_port, tcp_flags, ..parsed })
 }
 
 /// Any IPv4 packet.
@@ -615,7 +602,7 @@ fn inner_ports<P: Packet, A>(
             parsed.source_port = u16_at(&header, 4);
             parsed.destination_port = parsed.source_port;
             // The flow's key knows who asked: a request inside an error to us was asked by us.
-            parsed.tcp_flags = u8::from(header[0] == request);
+            parsed.about_request = header[0] == request;
         }
         _ => {}
     }

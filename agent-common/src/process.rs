@@ -21,7 +21,7 @@ use crate::reason::{Direction, Reason, Verdict};
 pub trait FlowRef {
     /// The value, its tag read last.
     fn load(&self) -> Flow;
-    /// As [`FlowRef::load`], without the origin: what a packet of a known flow needs.
+    /// As [`FlowRef::load`], without time-out and origin: what most packets need.
     fn glance(&self) -> Flow;
     /// Writes `last_seen`.
     fn touch(&self, now: u64);
@@ -91,46 +91,55 @@ pub struct Transit<F: Family> {
 /// The pod's address need not be compared with the endpoint's before: a flow is only stored after [`admit`], under the
 /// address that was admitted, and a change of the endpoint's addresses raises the revision.
 #[inline(always)]
-pub fn known_flow<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key: &F::Key) -> bool {
-    let packet = &transit.packet;
-    if opens(packet) {
+pub fn known_flow<F: Family, D: Datapath<F>>(
+    path: &D,
+    endpoint: &Endpoint,
+    transit: &Transit<F>,
+    key: &F::Key,
+) -> bool {
+    if opens(&transit.packet) {
         return false;
     }
     let Some(entry) = path.flow(transit.slot, key) else { return false };
-    let flow = entry.glance();
     let now = path.now();
-    if flow.revision != path.config(config::REVISION) || flow.tag != key.tag() || expired(&flow, now) {
+    let flow = entry.glance();
+    if flow.revision != endpoint.revision || flow.tag != key.tag() {
         return false;
     }
-    advance(path, &entry, &flow, transit, now);
+    let length = u64::from(transit.length);
+    // As most packets are: of an open flow that was seen a moment ago (no time-out is that short), and not its end.
+    let open = flow.verdict == Verdict::Allow as u8 && flow.state == state::OPEN;
+    let ends = transit.packet.tcp_flags & (tcp::FIN | tcp::RST) != 0;
+    if open && !ends && now.wrapping_sub(flow.last_seen) < TOUCH_EVERY {
+        path.count(flow.slot, Verdict::Allow, length, false);
+        return true;
+    }
+    let flow = entry.load();
+    if flow.tag != key.tag() || expired(&flow, now) {
+        return false;
+    }
+    if !matches!(transit.packet.icmp, IcmpRole::Error) {
+        advance(path, &entry, &flow, transit);
+        if now.wrapping_sub(flow.last_seen) >= TOUCH_EVERY {
+            entry.touch(now);
+        }
+    }
     let verdict = if flow.verdict == Verdict::Allow as u8 { Verdict::Allow } else { Verdict::Audit };
-    path.count(flow.slot, verdict, u64::from(transit.length), false);
+    path.count(flow.slot, verdict, length, false);
     true
 }
 
-/// What a packet does to the state of its flow. An ICMP error does nothing.
+/// What a packet does to the state of its flow.
 #[inline(always)]
-fn advance<F: Family, D: Datapath<F>>(
-    path: &D,
-    entry: &D::Flow,
-    flow: &Flow,
-    transit: &Transit<F>,
-    now: u64,
-) {
-    if matches!(transit.packet.icmp, IcmpRole::Error) {
-        return;
-    }
+fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, transit: &Transit<F>) {
     let from_opener = flow.opener == transit.hook as u8;
-    let next = next_state(flow.state, from_opener, flags_of(&transit.packet));
+    let next = next_state(flow.state, from_opener, transit.packet.tcp_flags);
     if next != flow.state {
         if is_first_answer(flow.state, from_opener) {
             path.refund(transit.slot, transit.hook.opposite());
         }
-        let seconds = patience(transit.packet.protocol, next, entry.load().origin);
+        let seconds = patience(transit.packet.protocol, next, flow.origin);
         entry.advance(next, seconds.wrapping_mul(path.config(config::HZ)));
-    }
-    if now.wrapping_sub(flow.last_seen) >= TOUCH_EVERY {
-        entry.touch(now);
     }
 }
 
@@ -141,11 +150,6 @@ fn advance<F: Family, D: Datapath<F>>(
 fn patience(proto: u8, life: u8, from: u32) -> u32 {
     let seconds = timeout_of(proto, life);
     if from != origin::ADDRESS && proto != protocol::TCP && seconds > 100 { 100 } else { seconds }
-}
-
-#[inline(always)]
-fn flags_of<A>(packet: &Parsed<A>) -> u8 {
-    if packet.protocol == protocol::TCP { packet.tcp_flags } else { 0 }
 }
 
 /// Whether the packet may be looked at as this pod's at all: its addresses and its link-level messages.
@@ -369,7 +373,7 @@ impl<F: Family> Work<F> {
 /// The whole walk of a parsed packet.
 #[inline(always)]
 pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Action {
-    if goes_first(&work.transit.packet) && known_flow(path, &work.transit, &work.key) {
+    if goes_first(&work.transit.packet) && known_flow(path, endpoint, &work.transit, &work.key) {
         return Action::Pass;
     }
     match prepare(path, endpoint, work) {
@@ -415,7 +419,7 @@ pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &
         Err(reason) => return Step::Refuse(reason),
     }
     work.now = path.now();
-    work.revision = path.config(config::REVISION);
+    work.revision = endpoint.revision;
     let hook = work.transit.hook;
     if work.transit.packet.fragment as u8 != FragmentPart::Whole as u8 {
         let fragment_key = fragment_key(&work.transit, endpoint.ifindex);
@@ -434,7 +438,7 @@ pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &
             path.remember(&fragment_key, &fragment);
         }
     }
-    if !goes_first(&work.transit.packet) && known_flow(path, &work.transit, &work.key) {
+    if !goes_first(&work.transit.packet) && known_flow(path, endpoint, &work.transit, &work.key) {
         return Step::Done(Action::Pass);
     }
     orient(path, endpoint, work)
@@ -524,7 +528,7 @@ fn orient<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut W
 /// Whether the packet opens a connection: SYN without ACK.
 #[inline(always)]
 fn opens<A>(packet: &Parsed<A>) -> bool {
-    flags_of(packet) & (tcp::SYN | tcp::ACK) == tcp::SYN
+    packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
 /// Finds out whose the other address of the flow in the work is, and whether it is a frontend of a service; returns how
@@ -610,7 +614,7 @@ fn store<F: Family, D: Datapath<F>>(
             if is_first_answer(flow.state, from_opener) {
                 path.refund(work.transit.slot, hook.opposite());
             }
-            flow.state = next_state(flow.state, from_opener, flags_of(packet));
+            flow.state = next_state(flow.state, from_opener, packet.tcp_flags);
             flow.last_seen = work.now;
         }
     } else if work.has_known

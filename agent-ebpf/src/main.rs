@@ -68,11 +68,12 @@ const DROP: i32 = TC_ACT_SHOT;
 
 #[inline(always)]
 fn run(raw: *mut __sk_buff, hook: Direction) -> i32 {
-    let skb = Skb::new(raw);
-    let path = Path { ifindex: skb.ifindex() };
+    let path = Path { ifindex: Skb::new(raw).ifindex() };
     let Some((slot, endpoint)) = endpoint_of::<V4, Path>(&path, path.ifindex) else {
         return refused(&path, Reason::NoEndpoint, hook);
     };
+    // After the call that looks the endpoint up: fewer registers are to be kept over it.
+    let skb = Skb::new(raw);
     if matches!(hook, Direction::Egress) {
         if endpoint.flags & endpoint_flags::CHECK_MAC != 0 && !own_mac(&skb, endpoint) {
             return refused(&path, Reason::SpoofedSource, hook);
@@ -81,11 +82,11 @@ fn run(raw: *mut __sk_buff, hook: Direction) -> i32 {
     }
     match skb.ethertype() {
         ethertype::IPV4 => match parse_ipv4_direct(&skb) {
-            Some(packet) => direct::<V4>(raw, &path, &skb, hook, slot, packet),
+            Some(packet) => direct::<V4>(raw, &path, &skb, hook, (slot, endpoint), packet),
             None => indirect_v4(raw, hook as u32, slot),
         },
         ethertype::IPV6 => match parse_ipv6_direct(&skb) {
-            Some(packet) => direct::<V6>(raw, &path, &skb, hook, slot, packet),
+            Some(packet) => direct::<V6>(raw, &path, &skb, hook, (slot, endpoint), packet),
             None => indirect_v6(raw, hook as u32, slot),
         },
         ethertype::ARP if matches!(hook, Direction::Egress) => arp(raw, slot),
@@ -118,7 +119,7 @@ fn direct<F: Slow>(
     path: &Path,
     skb: &Skb,
     hook: Direction,
-    slot: u32,
+    (slot, endpoint): (u32, &Endpoint),
     packet: Parsed<F::Address>,
 ) -> i32
 where
@@ -126,7 +127,7 @@ where
 {
     let transit = Transit::<F> { packet, hook, slot, length: skb.length(), metadata: Default::default() };
     let key: F::Key = key_of(&transit.packet, hook);
-    if known_flow(path, &transit, &key) {
+    if known_flow(path, endpoint, &transit, &key) {
         return PASS;
     }
     F::indirect(raw, hook as u32, slot)
@@ -212,7 +213,7 @@ macro_rules! slow {
                 return Reason::NoEndpoint as u32;
             }
             // Also when direct access found no flow: the packet may have options or lie beyond the linear part.
-            if goes_first(&work.transit.packet) && known_flow(&path, &work.transit, &work.key) {
+            if goes_first(&work.transit.packet) && known_flow(&path, endpoint, &work.transit, &work.key) {
                 return STEP_PASS;
             }
             match prepare(&path, endpoint, work) {

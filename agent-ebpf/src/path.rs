@@ -33,8 +33,10 @@ impl FlowRef for Entry {
     #[inline(always)]
     fn load(&self) -> Flow {
         // SAFETY: the pointer is to a map value, checked by the verifier. Volatile, because other CPUs write.
-        let origin = unsafe { read_volatile(addr_of_mut!((*self.0).origin)) };
-        Flow { origin, ..self.glance() }
+        let (origin, timeout) = unsafe {
+            (read_volatile(addr_of_mut!((*self.0).origin)), read_volatile(addr_of_mut!((*self.0).timeout)))
+        };
+        Flow { origin, timeout, ..self.glance() }
     }
 
     #[inline(always)]
@@ -49,7 +51,7 @@ impl FlowRef for Entry {
                 tag: 0,
                 revision: read_volatile(addr_of_mut!((*p).revision)),
                 last_seen: read_volatile(addr_of_mut!((*p).last_seen)),
-                timeout: read_volatile(addr_of_mut!((*p).timeout)),
+                timeout: 0,
                 slot: read_volatile(addr_of_mut!((*p).slot)),
                 origin: 0,
                 verdict,

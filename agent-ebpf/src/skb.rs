@@ -111,4 +111,11 @@ impl Head for Linear {
         // SAFETY: as above.
         unsafe { *self.data.add(offset).cast::<u32>() }
     }
+
+    #[inline(always)]
+    fn words_be(&self, offset: usize) -> [u32; 2] {
+        // SAFETY: as above.
+        let both = unsafe { *self.data.add(offset).cast::<u64>() };
+        [both as u32, (both >> 32) as u32]
+    }
 }

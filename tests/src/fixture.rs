@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Pins, Sizes, cleanup, inspect};
 use portcullis::policy::{Desired, Function, PodIdentity, RowSet, service_key};
-use portcullis_common::abi::{Counters, Endpoint, Fragment, FragmentKey, Mode, names};
+use portcullis_common::abi::{Counters, Endpoint, Fragment, FragmentKey, Mode, config, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::policy::{Decision, PortKey, wildcard_of};
 use portcullis_common::service::{SERVICE_ENTRIES, Service, ServiceEntry, entry_flags};
@@ -228,6 +228,18 @@ impl Fixture {
         let words = MapData::from_pin(Pins::new(&self.folder).map(names::CONFIG)).expect("the configuration");
         let mut words: Array<_, u32> = Map::Array(words).try_into().expect("an array of words");
         words.set(word, value, 0).expect("a write");
+    }
+
+    /// Raises the revision, as a change that revokes something does: existing flows are judged again.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn revise(&mut self) {
+        let mut maps = inspect::open(&self.folder).expect("the maps");
+        let revision = inspect::config_word(&maps, config::REVISION).expect("the revision") + 1;
+        maps.config.set(config::REVISION, revision, 0).expect("a write");
+        let endpoint = maps.endpoints.get(&SLOT, 0).expect("the endpoint");
+        maps.endpoints.set(SLOT, Endpoint { revision, ..endpoint }, 0).expect("a write");
     }
 
     /// Folder of the pins.

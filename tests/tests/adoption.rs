@@ -4,12 +4,12 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use portcullis::datapath::{Sizes, sys};
-use portcullis_common::abi::Mode;
+use portcullis::datapath::{Reader, Sizes, sys};
+use portcullis_common::abi::{Mode, config};
 use portcullis_common::policy::wildcard_of;
 use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::fixture::{
-    INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture, with_sizes,
+    API, Fixture, INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture, with_sizes,
 };
 use portcullis_tests::meanwhile::probed_meanwhile;
 use portcullis_tests::packets::{Packet, flags};
@@ -49,6 +49,26 @@ fn an_unchanged_restart_writes_nothing_and_a_changed_one_leaves_nothing_behind()
             f.datapath.collect().unwrap();
         }
         assert_eq!(f.datapath.port_usage().0, 0);
+    });
+}
+
+#[test]
+fn an_endpoint_that_a_dying_agent_left_behind_the_revision_is_brought_up_to_it() {
+    let decisions = |f: &Fixture| f.counters(API, WEB, Direction::Egress).decisions[0];
+    let ack = Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK);
+    with_fixture(move |f| {
+        assert!(f.sends(&syn(4000)) && f.sends(&ack));
+        assert_eq!(decisions(f), 1, "the second packet is of a known flow");
+        // It wrote the number and died before it wrote the endpoints.
+        let revision = Reader::open(f.folder()).unwrap().revision().unwrap();
+        f.set_config(config::REVISION, revision + 1);
+        f.reopen();
+        f.apply();
+        let written = f.endpoint().unwrap().revision;
+        assert_eq!(written, Reader::open(f.folder()).unwrap().revision().unwrap());
+        assert!(written > revision, "{written} after {revision}");
+        assert!(f.sends(&ack));
+        assert_eq!(decisions(f), 2, "judged again");
     });
 }
 

@@ -75,7 +75,8 @@ fn difference(
             return Some(format!("{title}: {reason}, and not {}", case.reason));
         }
         if kernel.snapshot().flows != host.snapshot().flows {
-            return Some(format!("{title}: other flows in the kernel than on the host"));
+            let (kernel, host) = (kernel.snapshot().flows, host.snapshot().flows);
+            return Some(format!("{title}: other flows in the kernel than on the host:\n  {kernel:?}\n  {host:?}"));
         }
     }
     None

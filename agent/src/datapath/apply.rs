@@ -100,7 +100,9 @@ impl Datapath {
 
     fn raise_revision(&mut self) -> Result<(), DatapathError> {
         let next = self.config(config::REVISION)?.wrapping_add(1).max(1);
-        self.set_config(config::REVISION, next)
+        // First, so that an agent that dies in between finds the endpoints behind it, and writes them again.
+        self.set_config(config::REVISION, next)?;
+        self.slots.revise(&mut self.maps, next)
     }
 
     fn write_numbers(&mut self, numbers: impl Iterator<Item = (NumberKey, Digest)>, applied: &mut Applied) {

@@ -49,6 +49,8 @@ pub struct Slots {
     without: BTreeSet<u32>,
     /// Interfaces whose flow tables this agent made.
     fresh: HashSet<u32>,
+    /// What the flows of every endpoint must have to count as judged.
+    revision: u32,
 }
 
 /// An entry that permits nothing, for a program that still looks at it while it is written or taken away.
@@ -64,7 +66,12 @@ fn nobody(ifindex: u32) -> Endpoint {
 impl Slots {
     /// The slots of an earlier agent. An endpoint whose flow tables are gone or of another size keeps its slot and gets
     /// new ones when it is written next.
-    pub fn adopt(maps: &KernelMaps, pins: &Pins, sizes: &Sizes) -> Result<Self, DatapathError> {
+    pub fn adopt(
+        maps: &KernelMaps,
+        pins: &Pins,
+        sizes: &Sizes,
+        revision: u32,
+    ) -> Result<Self, DatapathError> {
         let mut by_ifindex = BTreeMap::new();
         let mut without: BTreeSet<u32> = linked(&pins.links()).collect();
         for slot in 0..ENDPOINT_SLOTS {
@@ -78,7 +85,23 @@ impl Slots {
                 by_ifindex.insert(written.ifindex, Entry { slot, written, tables });
             }
         }
-        Ok(Self { by_ifindex, without, fresh: HashSet::new() })
+        Ok(Self { by_ifindex, without, fresh: HashSet::new(), revision })
+    }
+
+    /// Lets no endpoint take its flows for judged that have another revision.
+    ///
+    /// # Errors
+    /// If an endpoint cannot be written; it is written again at the next apply.
+    pub fn revise(&mut self, maps: &mut KernelMaps, revision: u32) -> Result<(), DatapathError> {
+        self.revision = revision;
+        for entry in self.by_ifindex.values_mut() {
+            let value = Endpoint { revision, ..entry.written };
+            maps.endpoints
+                .set(entry.slot, value, 0)
+                .map_err(|error| DatapathError::map("write", names::ENDPOINTS, error))?;
+            entry.written = value;
+        }
+        Ok(())
     }
 
     /// Writes the endpoints; returns the interfaces that are none any more.
@@ -132,7 +155,7 @@ impl Slots {
         spec: &EndpointSpec,
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
-        let value = value_of(spec, desired);
+        let value = Endpoint { revision: self.revision, ..value_of(spec, desired) };
         let (slot, tables) = match self.by_ifindex.get(&spec.ifindex) {
             Some(entry) if entry.written == value && entry.tables => return Ok(()),
             Some(entry) => (entry.slot, entry.tables),

@@ -169,14 +169,16 @@ impl Datapath {
             AttachMode::Clsact => false,
         };
         let adopt::Adopted { rows, tables, retired, foreign } = adopt::rows(&maps, &sizes)?;
+        let revision = inspect::config_word(&maps, config::REVISION)?;
         let mut datapath = Self {
-            slots: Slots::adopt(&maps, &pins, &sizes)?,
+            slots: Slots::adopt(&maps, &pins, &sizes, revision)?,
             addresses: scope::Addresses::new(adopt::ipcache(&maps)?, adopt::cidrs(&maps)?),
             local_peers: BTreeSet::new(),
             services: services::Frontends::new(adopt::services(&maps)?),
             numbers: adopt::numbers(&maps)?,
             failed: BTreeSet::new(),
-            adopted: false,
+            // Maps alone say nothing: a start that failed before its first apply leaves them, too.
+            adopted: revision != 0,
             seeding: true,
             tunnels: BTreeSet::new(),
             options,
@@ -192,8 +194,6 @@ impl Datapath {
             foreign,
             _lock: lock,
         };
-        // Maps alone say nothing: a start that failed before its first apply leaves them, too.
-        datapath.adopted = datapath.config(config::REVISION)? != 0;
         datapath.configure()?;
         Ok(datapath)
     }
@@ -241,7 +241,7 @@ impl Datapath {
     }
 
     fn config(&self, word: u32) -> Result<u32, DatapathError> {
-        self.maps.config.get(&word, 0).map_err(|error| DatapathError::map("read", names::CONFIG, error))
+        inspect::config_word(&self.maps, word)
     }
 
     fn set_config(&mut self, word: u32, value: u32) -> Result<(), DatapathError> {

@@ -32,6 +32,8 @@ pub struct Host {
     pub tables: Tables,
     /// The endpoint; `None`: the interface has no entry.
     pub endpoint: Option<Endpoint>,
+    /// What the agent writes to the endpoint as the revision in force.
+    revision: u32,
     /// Jiffies.
     pub now: u64,
     words: [u32; config::WORDS as usize],
@@ -68,7 +70,6 @@ impl Host {
     /// An enforcing datapath with these maps.
     pub fn new(tables: Tables, endpoint: Option<Endpoint>) -> Self {
         let mut words = [0; config::WORDS as usize];
-        words[config::REVISION as usize] = 1;
         words[config::MODE as usize] = Mode::Enforce as u32;
         words[config::HZ as usize] = HZ;
         // Every allowed new flow is an event, so that its reason can be asked for.
@@ -76,6 +77,7 @@ impl Host {
         Self {
             tables,
             endpoint,
+            revision: 1,
             now: 1_000_000,
             words,
             flows4: RefCell::default(),
@@ -95,7 +97,7 @@ impl Host {
 
     /// Existing flows are judged again.
     pub fn raise_revision(&mut self) {
-        self.words[config::REVISION as usize] += 1;
+        self.revision += 1;
     }
 
     /// Forgets flows and fragments.
@@ -154,7 +156,8 @@ impl Host {
     pub fn run_bytes(&self, hook: Direction, packet: &Bytes<'_>, ingress_ifindex: u32) -> bool {
         self.event.set(None);
         let frame = packet.bytes;
-        let Some(endpoint) = &self.endpoint else { return self.refused(Reason::NoEndpoint, hook) };
+        let Some(endpoint) = self.endpoint else { return self.refused(Reason::NoEndpoint, hook) };
+        let endpoint = &Endpoint { revision: self.revision, ..endpoint };
         if hook == Direction::Egress && frame[6..12] != endpoint.mac {
             return self.refused(Reason::SpoofedSource, hook);
         }

@@ -8,7 +8,7 @@ use portcullis::datapath::{Pins, inspect, set_override};
 use portcullis_checks::Host;
 use portcullis_checks::host::{HZ, SLOT};
 use portcullis_common::abi::{Addr6, Counters, Endpoint, Mode, PairKey, config};
-use portcullis_common::flow::{Flow, FlowKey4, FlowKey6, origin, state};
+use portcullis_common::flow::{Flow, FlowKey, FlowKey4, FlowKey6, origin, state};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
 
 use super::{By, setups};
@@ -163,20 +163,22 @@ fn describe(flow: &Flow, hz: u32) -> String {
 }
 
 fn key4(key: &FlowKey4) -> Key {
-    let address = |be: u32| IpAddr::from(be.to_ne_bytes());
-    (
-        address(key.local_be),
-        address(key.remote_be),
-        key.local_port,
-        key.remote_port,
-        key.protocol,
-        key.echo_opener,
-    )
+    parts(key, |be: u32| IpAddr::from(be.to_ne_bytes()))
 }
 
 fn key6(key: &FlowKey6) -> Key {
-    let address = |wide: Addr6| IpAddr::from(wide.to_bytes());
-    (address(key.local), address(key.remote), key.local_port, key.remote_port, key.protocol, key.echo_opener)
+    parts(key, |wide: Addr6| IpAddr::from(wide.to_bytes()))
+}
+
+fn parts<K: FlowKey>(key: &K, address: impl Fn(K::Address) -> IpAddr) -> Key {
+    (
+        address(key.local()),
+        address(key.remote()),
+        key.local_port(),
+        key.remote_port(),
+        key.protocol(),
+        key.echo_opener(),
+    )
 }
 
 /// The loaded programs.

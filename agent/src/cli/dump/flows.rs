@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use portcullis_common::Direction;
 use portcullis_common::abi::PairKey;
-use portcullis_common::flow::{Flow, state};
+use portcullis_common::flow::{Flow, FlowKey, state};
 use portcullis_common::policy::protocol;
 use serde::Serialize;
 
@@ -97,22 +97,15 @@ fn protocol_name(number: u8) -> String {
     }
 }
 
+/// Local and remote address, local and remote port, protocol.
+fn parts<K: FlowKey>(key: &K, address: impl Fn(K::Address) -> IpAddr) -> (IpAddr, IpAddr, u16, u16, u8) {
+    (address(key.local()), address(key.remote()), key.local_port(), key.remote_port(), key.protocol())
+}
+
 fn record(context: &Context, lens: &Lens, ifindex: u32, endpoint: &str, key: AnyKey, flow: &Flow) -> Record {
     let (local, remote, local_port, remote_port, number) = match key {
-        AnyKey::V4(k) => (
-            IpAddr::from(k.local_be.to_ne_bytes()),
-            IpAddr::from(k.remote_be.to_ne_bytes()),
-            k.local_port,
-            k.remote_port,
-            k.protocol,
-        ),
-        AnyKey::V6(k) => (
-            IpAddr::from(k.local.to_bytes()),
-            IpAddr::from(k.remote.to_bytes()),
-            k.local_port,
-            k.remote_port,
-            k.protocol,
-        ),
+        AnyKey::V4(key) => parts(&key, |address| IpAddr::from(address.to_ne_bytes())),
+        AnyKey::V6(key) => parts(&key, |address| IpAddr::from(address.to_bytes())),
     };
     let pair = lens.pairs.get(&flow.slot);
     Record {

@@ -1,5 +1,5 @@
 //! What a packet costs, measured by the kernel (`BPF_PROG_TEST_RUN`) in one run: an empty program, the limit (parse, one
-//! LRU lookup, one per-CPU array update) and ours.
+//! LRU lookup, one per-CPU array update), the same with a table that all endpoints share, and ours.
 //!
 //! Every round runs each case once, in turn, so that a change of the machine's speed hits all of them alike; the figure
 //! of a case is the median of its rounds. Net is what is left without the empty program; ratios are of net figures.
@@ -7,12 +7,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use aya::maps::{HashMap, Map};
+use aya::maps::{HashMap, Map, PerCpuArray};
 use aya::programs::SchedClassifier;
 use portcullis::datapath::testrun::{self, ProbeMetadata};
-use portcullis::datapath::{BENCH_OBJECT, Reader, Sizes};
-use portcullis_common::abi::config;
-use portcullis_common::flow::FlowKey4;
+use portcullis::datapath::{BENCH_OBJECT, Sizes};
+use portcullis_common::flow::{FlowKey as _, FlowKey4};
 use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, always, only, rows};
 use portcullis_tests::golden::{self, Version};
@@ -87,7 +86,8 @@ fn round(value: f64) -> f64 {
 /// The names in the order of the story.
 fn order(figures: &BTreeMap<String, f64>) -> Vec<String> {
     let known = KNOWN_FLOWS.iter().map(|(name, ..)| *name);
-    let mut names: Vec<String> = ["empty", "limit"].into_iter().chain(known).map(str::to_owned).collect();
+    let mut names: Vec<String> =
+        ["empty", "limit", "limit-shared"].into_iter().chain(known).map(str::to_owned).collect();
     for size in IDENTITIES {
         names.extend(["new-flow-allowed", "new-flow-denied"].iter().map(|kind| format!("{kind}-{size}")));
     }
@@ -104,7 +104,7 @@ struct Reference {
 impl Reference {
     fn load() -> Self {
         let mut ebpf = aya::EbpfLoader::new().load(BENCH_OBJECT).expect("the benchmark's object");
-        for name in ["bench_empty", "bench_limit"] {
+        for name in ["bench_empty", "bench_limit", "bench_limit_shared"] {
             let program: &mut SchedClassifier =
                 ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
             program.load().expect("the verifier accepts it");
@@ -113,16 +113,25 @@ impl Reference {
         let Some(Map::LruHashMap(data)) = ebpf.take_map("LIMIT_FLOWS") else { panic!("no LIMIT_FLOWS") };
         let mut flows: HashMap<_, FlowKey4, u32> =
             HashMap::try_from(Map::LruHashMap(data)).expect("its layout");
-        let key = FlowKey4 {
-            local_be: u32::from_ne_bytes([10, 0, 0, 2]),
-            remote_be: u32::from_ne_bytes([10, 0, 0, 3]),
-            local_port: 4000,
-            remote_port: 80,
-            protocol: 6,
-            ..FlowKey4::default()
-        };
+        let (local, remote) = (u32::from_ne_bytes([10, 0, 0, 2]), u32::from_ne_bytes([10, 0, 0, 3]));
+        let key = FlowKey4::build(local, remote, (4000, 80), 6, 0);
         flows.insert(key, 7, 0).expect("an insert");
-        Self { ebpf, packet: Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK).bytes() }
+        let Some(Map::LruHashMap(data)) = ebpf.take_map("SHARED_FLOWS") else { panic!("no SHARED_FLOWS") };
+        let mut flows: HashMap<_, [u32; 5], u32> =
+            HashMap::try_from(Map::LruHashMap(data)).expect("its layout");
+        let ports = u32::from_ne_bytes([0x0f, 0xa0, 0, 80]);
+        let interface = ProbeMetadata::default().ifindex;
+        flows.insert([local, remote, ports, 6, interface], 7, 0).expect("an insert");
+        let counters = ebpf.take_map("LIMIT_COUNTERS").expect("LIMIT_COUNTERS");
+        let counters: PerCpuArray<_, [u64; 2]> = counters.try_into().expect("its layout");
+        let packet = Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK).bytes();
+        let mut reference = Self { ebpf, packet };
+        for (number, name) in (1..).zip(["bench_limit", "bench_limit_shared"]) {
+            reference.time(name);
+            let packets: u64 = counters.get(&7, 0).expect("a slot").iter().map(|[packets, _]| packets).sum();
+            assert_eq!(packets, number * u64::from(KNOWN), "{name} does not find its flow");
+        }
+        reference
     }
 
     fn time(&mut self, name: &str) -> f64 {
@@ -181,11 +190,9 @@ fn known_flow_under_changes(fixture: &mut Fixture, per_second: u32) -> f64 {
         let open = rows(Verdict::Allow, &always(Verdict::Allow));
         fixture.desired.subjects.insert(ELSEWHERE, open);
     }
-    let reader = Reader::open(fixture.folder()).expect("the maps");
-    let next = reader.revision().expect("the revision") + 1;
     fixture.apply();
     // Not every change revokes something; here each counts as one that does.
-    fixture.set_config(config::REVISION, next);
+    fixture.revise();
     let result = fixture.probe(hook, &packet, ProbeMetadata::default(), PACKETS_A_SECOND / per_second);
     assert!(result.passed);
     nanoseconds(result.duration)
@@ -229,6 +236,7 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
         };
         sample("empty".to_owned(), reference.time("bench_empty"));
         sample("limit".to_owned(), reference.time("bench_limit"));
+        sample("limit-shared".to_owned(), reference.time("bench_limit_shared"));
         for (name, case, version) in KNOWN_FLOWS {
             let fixture = &mut fixtures[0].1;
             let (hook, packet) = golden::ready(case, *version, fixture);
