@@ -277,6 +277,18 @@ impl Fixture {
         assert!(applied.errors.is_empty(), "{:?}", applied.errors);
     }
 
+    /// Lets so many seconds pass for the flows.
+    ///
+    /// # Panics
+    /// If the maps cannot be written.
+    pub fn age(&self, seconds: u32) {
+        let maps = inspect::open(&self.folder).expect("the maps");
+        let ticks = u64::from(seconds * inspect::config_word(&maps, config::HZ).expect("the ticks"));
+        let pins = Pins::new(&self.folder);
+        age::<FlowKey4>(&pins.flow(SLOT, 4), ticks);
+        age::<FlowKey6>(&pins.flow(SLOT, 6), ticks);
+    }
+
     /// Forgets flows and fragments.
     ///
     /// # Panics
@@ -355,6 +367,17 @@ impl Fixture {
             .into_iter()
             .find(|(r, d, _)| (*r, *d) == (reason, direction))
             .map_or(0, |(_, _, count)| count)
+    }
+}
+
+/// Adds ticks to the time since a table's flows were last used.
+fn age<K: Pod>(pin: &std::path::Path, ticks: u64) {
+    let map = Map::LruHashMap(MapData::from_pin(pin).expect("the map"));
+    let mut map = HashMap::<_, K, Flow>::try_from(map).expect("its layout");
+    let flows: Vec<(K, Flow)> = map.iter().collect::<Result<_, _>>().expect("its flows");
+    for (key, flow) in flows {
+        let last_seen = flow.last_seen.wrapping_sub(ticks);
+        map.insert(key, Flow { last_seen, ..flow }, 0).expect("a flow that is there");
     }
 }
 

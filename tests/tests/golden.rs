@@ -76,7 +76,9 @@ fn difference(
         }
         if kernel.snapshot().flows != host.snapshot().flows {
             let (kernel, host) = (kernel.snapshot().flows, host.snapshot().flows);
-            return Some(format!("{title}: other flows in the kernel than on the host:\n  {kernel:?}\n  {host:?}"));
+            return Some(format!(
+                "{title}: other flows in the kernel than on the host:\n  {kernel:?}\n  {host:?}"
+            ));
         }
     }
     None

@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis::datapath::{DatapathError, EndpointSpec, HookState, Reader};
 use portcullis_common::abi::{ENDPOINT_PROBES, ENDPOINT_SLOTS, Mode};
+use portcullis_common::flow::timeout;
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::eventually;
 use portcullis_tests::fixture::{
@@ -43,6 +44,41 @@ fn a_revoked_permission_cuts_a_connection_at_its_next_packet_from_either_side() 
             f.sends(&goes_on),
             "its orientation is still known, so it goes on when it is permitted again"
         );
+    });
+}
+
+#[test]
+fn a_flow_that_was_idle_for_longer_than_its_time_out_counts_as_absent() {
+    with_fixture(|f| {
+        for (pod, web) in [("10.0.0.2", "10.0.0.3"), ("fd00::2", "fd00::3")] {
+            let sent = |flags| Packet::tcp(pod, 4000, web, 80, flags);
+            let answer = |flags| Packet::tcp(web, 80, pod, 4000, flags);
+            let asked = Packet::udp(pod, 4000, web, 80);
+            let answered = Packet::udp(web, 80, pod, 4000);
+            let open = |f: &mut Fixture| {
+                assert!(f.sends(&sent(flags::SYN)) && f.receives(&answer(flags::SYN | flags::ACK)));
+                assert!(f.sends(&sent(flags::ACK)) && f.sends(&asked) && f.receives(&answered));
+            };
+            open(f);
+            // A minute less than each has.
+            f.age(timeout::UDP - 60);
+            assert!(f.receives(&answered), "{web}");
+            f.age(timeout::TCP - timeout::UDP);
+            assert!(f.receives(&answer(flags::ACK)), "{web}");
+            assert!(!f.receives(&answered), "{web}");
+
+            let dropped = |f: &Fixture| [EGRESS, INGRESS].map(|hook| f.drops(Reason::NoFlow, hook));
+            let before = dropped(f);
+            f.age(timeout::TCP + 1);
+            assert!(!f.sends(&sent(flags::ACK)) && !f.receives(&answer(flags::ACK)), "{web}");
+            assert_eq!(dropped(f), before.map(|count| count + 1), "{web}");
+            // What was forbidden meanwhile, too: there is nothing that could be judged the way it was opened.
+            open(f);
+            f.age(timeout::TCP + 1);
+            f.revise();
+            assert!(!f.receives(&answer(flags::ACK)), "{web}");
+            assert_eq!(dropped(f)[1], before[1] + 2, "{web}");
+        }
     });
 }
 
