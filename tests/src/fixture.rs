@@ -284,9 +284,26 @@ impl Fixture {
     pub fn age(&self, seconds: u32) {
         let maps = inspect::open(&self.folder).expect("the maps");
         let ticks = u64::from(seconds * inspect::config_word(&maps, config::HZ).expect("the ticks"));
+        let older = |flow: Flow| Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow };
         let pins = Pins::new(&self.folder);
-        age::<FlowKey4>(&pins.flow(SLOT, 4), ticks);
-        age::<FlowKey6>(&pins.flow(SLOT, 6), ticks);
+        change::<FlowKey4, Flow>(&pins.flow(SLOT, 4), older);
+        change::<FlowKey6, Flow>(&pins.flow(SLOT, 6), older);
+    }
+
+    /// Gives the values of flows and fragments to other keys, as a program sees it that looks one up while the kernel uses the
+    /// entry again.
+    ///
+    /// # Panics
+    /// If the maps cannot be written.
+    pub fn reuse_entries(&self) {
+        let pins = Pins::new(&self.folder);
+        let other = |flow: Flow| Flow { tag: !flow.tag, ..flow };
+        change::<FlowKey4, Flow>(&pins.flow(SLOT, 4), other);
+        change::<FlowKey6, Flow>(&pins.flow(SLOT, 6), other);
+        change::<FragmentKey, Fragment>(&pins.map(names::FRAGMENTS), |value| Fragment {
+            tag: !value.tag,
+            ..value
+        });
     }
 
     /// Forgets flows and fragments.
@@ -370,14 +387,13 @@ impl Fixture {
     }
 }
 
-/// Adds ticks to the time since a table's flows were last used.
-fn age<K: Pod>(pin: &std::path::Path, ticks: u64) {
+/// Changes every value of a map.
+fn change<K: Pod, V: Pod>(pin: &std::path::Path, changed: impl Fn(V) -> V) {
     let map = Map::LruHashMap(MapData::from_pin(pin).expect("the map"));
-    let mut map = HashMap::<_, K, Flow>::try_from(map).expect("its layout");
-    let flows: Vec<(K, Flow)> = map.iter().collect::<Result<_, _>>().expect("its flows");
-    for (key, flow) in flows {
-        let last_seen = flow.last_seen.wrapping_sub(ticks);
-        map.insert(key, Flow { last_seen, ..flow }, 0).expect("a flow that is there");
+    let mut map = HashMap::<_, K, V>::try_from(map).expect("its layout");
+    let entries: Vec<(K, V)> = map.iter().collect::<Result<_, _>>().expect("its entries");
+    for (key, value) in entries {
+        map.insert(key, changed(value), 0).expect("an entry that is there");
     }
 }
 

@@ -83,6 +83,24 @@ fn a_flow_that_was_idle_for_longer_than_its_time_out_counts_as_absent() {
 }
 
 #[test]
+fn an_entry_that_another_key_owns_by_now_is_not_used() {
+    with_fixture(|f| {
+        for (pod, web) in [("10.0.0.2", "10.0.0.3"), ("fd00::2", "fd00::3")] {
+            let sent = |flags| Packet::tcp(pod, 4000, web, 80, flags);
+            let part = |offset, more| Packet::udp(pod, 4000, web, 80).data(32).fragment(offset, more, 7);
+            assert!(f.sends(&sent(flags::SYN)) && f.sends(&sent(flags::ACK)), "{web}");
+            assert!(f.sends(&part(0, true)) && f.sends(&part(5, false)), "{web}");
+            let dropped =
+                |f: &Fixture| [Reason::NoFlow, Reason::FragmentUnknown].map(|reason| f.drops(reason, EGRESS));
+            let before = dropped(f);
+            f.reuse_entries();
+            assert!(!f.sends(&sent(flags::ACK)) && !f.sends(&part(5, false)), "{web}");
+            assert_eq!(dropped(f), before.map(|count| count + 1), "{web}");
+        }
+    });
+}
+
+#[test]
 fn the_modes_soften_verdicts_and_a_return_to_enforce_cuts_what_they_let_through() {
     with_fixture(|f| {
         let syn = |port| Packet::tcp("10.0.0.4", port, "10.0.0.2", 80, flags::SYN);
