@@ -55,6 +55,7 @@ pub mod privileged;
 #[cfg(feature = "agent")]
 #[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod random;
+pub mod raw;
 #[cfg(feature = "agent")]
 #[allow(clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod reference;

@@ -1,6 +1,7 @@
 //! Packets as bytes, and the loaded programs to run them through.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 
 /// MAC address of the pod's side in the packets built here.
 pub const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -23,11 +24,14 @@ pub struct Packet {
     protocol: u8,
     payload: Vec<u8>,
     source_mac: [u8; 6],
+    destination_mac: [u8; 6],
     options: Vec<u8>,
     extensions: Vec<(u8, Vec<u8>)>,
     /// IPv4 fragment field, or the IPv6 fragment header's offset and flag field.
     fragment: Option<(u16, u32)>,
     hop_limit: Option<u8>,
+    /// Whether a kernel shall take it.
+    checksummed: bool,
 }
 
 /// An ARP question of the pod for the gateway, from a MAC and an IPv4 address that need not be its own.
@@ -51,10 +55,12 @@ impl Packet {
             protocol,
             payload,
             source_mac: POD_MAC,
+            destination_mac: HOST_MAC,
             options: Vec::new(),
             extensions: Vec::new(),
             fragment: None,
             hop_limit: None,
+            checksummed: false,
         }
     }
 
@@ -120,6 +126,21 @@ impl Packet {
         self
     }
 
+    /// To another MAC address.
+    #[must_use]
+    pub const fn to_mac(mut self, mac: [u8; 6]) -> Self {
+        self.destination_mac = mac;
+        self
+    }
+
+    /// TCP with these numbers of the first byte that it has and of the next one that it waits for.
+    #[must_use]
+    pub fn sequence(mut self, first: u32, awaited: u32) -> Self {
+        self.payload[4..8].copy_from_slice(&first.to_be_bytes());
+        self.payload[8..12].copy_from_slice(&awaited.to_be_bytes());
+        self
+    }
+
     /// With IPv4 options (a multiple of four bytes).
     #[must_use]
     pub fn options(mut self, options: &[u8]) -> Self {
@@ -152,6 +173,49 @@ impl Packet {
         self
     }
 
+    /// As a fragment that has these bytes of the payload, which begin at a multiple of eight.
+    #[must_use]
+    pub fn piece(&self, bytes: Range<usize>, id: u32) -> Self {
+        let offset = u16::try_from(bytes.start / 8).expect("an offset");
+        let more = bytes.end < self.payload.len();
+        Self { payload: self.payload[bytes].to_vec(), ..self.clone() }.fragment(offset, more, id)
+    }
+
+    /// With the checksums, and the length of UDP, without which no kernel takes a packet; the payload has to be whole.
+    #[must_use]
+    pub fn checksummed(mut self) -> Self {
+        self.checksummed = true;
+        let length = u32::try_from(self.payload.len()).expect("a length");
+        let at = match self.protocol {
+            1 | 58 => 2,
+            6 => 16,
+            17 => {
+                self.payload[4..6].copy_from_slice(&length.to_be_bytes()[2..]);
+                6
+            }
+            _ => return self,
+        };
+        self.payload[at..at + 2].fill(0);
+        let mut covered = match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => [source.octets(), destination.octets()].concat(),
+            (IpAddr::V6(source), IpAddr::V6(destination)) => [source.octets(), destination.octets()].concat(),
+            _ => panic!("addresses of two families"),
+        };
+        covered.extend(length.to_be_bytes());
+        covered.extend([0, 0, 0, self.protocol]);
+        if self.protocol == 1 {
+            covered.clear();
+        }
+        covered.extend(&self.payload);
+        let sum = match checksum(&covered) {
+            // UDP writes "none" so.
+            [0, 0] => [0xff, 0xff],
+            sum => sum,
+        };
+        self.payload[at..at + 2].copy_from_slice(&sum);
+        self
+    }
+
     /// The IP packet, without the Ethernet header.
     pub fn ip(&self) -> Vec<u8> {
         match (self.source, self.destination) {
@@ -170,6 +234,10 @@ impl Packet {
                 ip[12..16].copy_from_slice(&source.octets());
                 ip[16..20].copy_from_slice(&destination.octets());
                 ip[20..].copy_from_slice(&self.options);
+                if self.checksummed {
+                    let sum = checksum(&ip);
+                    ip[10..12].copy_from_slice(&sum);
+                }
                 ip.extend(&self.payload);
                 ip
             }
@@ -210,10 +278,21 @@ impl Packet {
 
     /// The frame.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut frame = HOST_MAC.to_vec();
+        let mut frame = self.destination_mac.to_vec();
         frame.extend(self.source_mac);
         frame.extend(if self.source.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] });
         frame.extend(self.ip());
         frame
     }
+}
+
+/// The checksum of IP and of what it carries (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [.., high, low] = (!sum).to_be_bytes();
+    [high, low]
 }

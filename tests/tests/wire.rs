@@ -3,11 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests: a failure is a panic")]
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::mem::size_of_val;
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +17,7 @@ use portcullis_tests::command::run;
 use portcullis_tests::fixture::{API, Fixture, INTRUDER, WEB, endpoint, with_fixture};
 use portcullis_tests::netns::interface_index;
 use portcullis_tests::packets::{HOST_MAC, POD_MAC, Packet};
+use portcullis_tests::raw::Raw;
 use portcullis_tests::{Namespace, eventually};
 
 const EGRESS: Direction = Direction::Egress;
@@ -33,61 +33,12 @@ struct Wire<'a> {
     pod: Namespace,
 }
 
-/// A raw socket at an interface of the calling thread's namespace.
-struct Raw(File);
-
 fn mac(address: [u8; 6]) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn ip(words: &str) -> Result<String> {
     run(Command::new("ip").args(words.split(' '))).context("making the wire")
-}
-
-impl Raw {
-    /// With a header that says how much of a packet is to be linear, if it is `parted`.
-    fn open(interface: &str, parted: bool) -> Result<Self> {
-        let protocol = i32::from(u16::try_from(libc::ETH_P_ALL)?.to_be());
-        // SAFETY: a system call without pointers.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
-        ensure!(fd >= 0, "a raw socket: {}", std::io::Error::last_os_error());
-        // SAFETY: a descriptor that nobody else has.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: plain integers and arrays; zero is a value of each.
-        let mut place: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        place.sll_family = u16::try_from(libc::AF_PACKET)?;
-        place.sll_protocol = u16::try_from(libc::ETH_P_ALL)?.to_be();
-        place.sll_ifindex = i32::try_from(interface_index(interface)?)?;
-        let length = u32::try_from(size_of_val(&place))?;
-        // SAFETY: the address lives as long as the call, and its length is its own.
-        let bound = unsafe { libc::bind(fd, (&raw const place).cast(), length) };
-        ensure!(bound == 0, "binding to {interface}: {}", std::io::Error::last_os_error());
-        if parted {
-            let on = 1i32;
-            let length = u32::try_from(size_of_val(&on))?;
-            // SAFETY: as above.
-            let set = unsafe {
-                libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const on).cast(), length)
-            };
-            ensure!(set == 0, "PACKET_VNET_HDR: {}", std::io::Error::last_os_error());
-        }
-        Ok(Self(socket.into()))
-    }
-
-    fn send(&mut self, frame: &[u8]) -> Result<()> {
-        let sent = self.0.write(frame).with_context(|| format!("sending {} bytes", frame.len()))?;
-        ensure!(sent == frame.len(), "{sent} of {} bytes", frame.len());
-        Ok(())
-    }
-
-    /// With so many bytes in the linear part, and the rest in pages.
-    fn send_parted(&mut self, frame: &[u8], linear: u16) -> Result<()> {
-        // `struct virtio_net_hdr`: flags, kind of segmentation, length of the headers, three more words.
-        let mut bytes = vec![0u8; 10];
-        bytes[2..4].copy_from_slice(&linear.to_ne_bytes());
-        bytes.extend(frame);
-        self.send(&bytes)
-    }
 }
 
 impl Wire<'_> {

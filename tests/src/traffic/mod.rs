@@ -10,6 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::FromRawFd;
 use std::time::Duration;
 
+use socket2::SockRef;
+
 pub use server::{Echo, tcp_echo, udp_echo};
 
 use crate::netns::Namespace;
@@ -76,6 +78,11 @@ impl Connection {
                 Err(Error::new(ErrorKind::InvalidData, format!("got byte {other} back, not the one sent")))
             }
         }
+    }
+
+    /// Ends it at once with a reset.
+    pub fn reset(self) -> Result<()> {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))
     }
 
     /// The client's address and port.
