@@ -4,8 +4,9 @@
 //!
 //! A pod that owns none any more is over, and its address has gone to another one: the API may tell so only after the
 //! new pod's interface was seen, so such a binding is made anew. But an interface that nobody is bound to comes first,
-//! and the newest of several: it is the new pod's own. An interface whose claim is not believed is denied, whatever
-//! unknown pods get.
+//! and the newest of several: it is the new pod's own. Of several that nobody was ever bound to, none is believed: one of
+//! them may have taken the address before it was seen. An interface whose claim is not believed is denied, whatever unknown
+//! pods get.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -131,10 +132,32 @@ impl Bindings {
             let was_bound = self.uid(c.ifindex).is_some();
             (was_bound, std::cmp::Reverse((c.appeared, c.ifindex)))
         });
+        let rivals = self.rivals(&open, owner);
         for candidate in open {
-            self.bind(candidate, owner);
+            self.bind(candidate, owner, rivals.get(&candidate.ifindex).map(String::as_str));
         }
-        candidates.iter().map(|candidate| self.spec(candidate)).collect()
+        candidates.iter().map(|candidate| self.spec(candidate, owner)).collect()
+    }
+
+    /// Of the interfaces that were never bound and claim the same pod as another such one: the name of that one.
+    fn rivals(&self, open: &[&Candidate], owner: &BTreeMap<IpAddr, String>) -> BTreeMap<u32, String> {
+        let mut claimants: BTreeMap<&str, Vec<&Candidate>> = BTreeMap::new();
+        for candidate in open.iter().filter(|candidate| self.uid(candidate.ifindex).is_none()) {
+            let claims: BTreeSet<&str> =
+                candidate.addresses.iter().filter_map(|address| Some(owner.get(address)?.as_str())).collect();
+            // Who claims two pods is believed by nobody, and so is in nobody's way.
+            if let (1, Some(uid)) = (claims.len(), claims.first()) {
+                claimants.entry(uid).or_default().push(candidate);
+            }
+        }
+        let mut rivals = BTreeMap::new();
+        for claimants in claimants.values() {
+            for candidate in claimants {
+                let other = claimants.iter().find(|other| other.ifindex != candidate.ifindex);
+                rivals.extend(other.map(|other| (candidate.ifindex, other.name.clone())));
+            }
+        }
+        rivals
     }
 
     /// Makes sure that the interface has an entry, and notes how it looks.
@@ -158,21 +181,25 @@ impl Bindings {
         }
     }
 
-    fn spec(&self, candidate: &Candidate) -> EndpointSpec {
+    fn spec(&self, candidate: &Candidate, owner: &BTreeMap<IpAddr, String>) -> EndpointSpec {
         let binding = self.by_ifindex.get(&candidate.ifindex);
+        let disbelieved = binding.is_some_and(|binding| binding.warning.is_some());
+        let addresses = binding.map_or(&candidate.addresses, |binding| &binding.addresses);
+        // Neighbours are not to hear from it where the address of another pod is.
+        let speaks_for = addresses.iter().filter(|address| !disbelieved || !owner.contains_key(*address));
         EndpointSpec {
             ifindex: candidate.ifindex,
             name: candidate.name.clone(),
             master: candidate.master,
             mac: binding.map_or(candidate.mac, |binding| binding.mac),
             pod: binding.filter(|binding| binding.warning.is_none()).and_then(|binding| binding.uid.clone()),
-            addresses: binding.map_or_else(|| candidate.addresses.clone(), |b| b.addresses.clone()),
+            addresses: speaks_for.copied().collect(),
             unknown: self.unknown(candidate.ifindex),
         }
     }
 
     /// Binds an interface that is bound to nobody, or to a pod that is over.
-    fn bind(&mut self, candidate: &Candidate, owner: &BTreeMap<IpAddr, String>) {
+    fn bind(&mut self, candidate: &Candidate, owner: &BTreeMap<IpAddr, String>, rival: Option<&str>) {
         let mut claims =
             candidate.addresses.iter().filter_map(|address| Some((*address, owner.get(address)?)));
         let Some((address, uid)) = claims.next() else { return };
@@ -190,6 +217,10 @@ impl Bindings {
         } else if let Some(name) = taken {
             binding.warning = Some(format!(
                 "its address {address} belongs to the pod behind {name}: a second claimant is not believed, and denied"
+            ));
+        } else if let Some(rival) = rival {
+            binding.warning = Some(format!(
+                "its address {address} is behind {rival}, too: whose it is cannot be told, and both are denied until one of them is gone"
             ));
         } else {
             binding.uid = Some(uid.clone());
@@ -294,6 +325,35 @@ mod tests {
     }
 
     #[test]
+    fn of_two_interfaces_with_a_pods_address_that_nobody_was_bound_to_neither_is_believed() {
+        let mut bindings = Bindings::new(Verdict::Allow, true, &[]);
+        let api = owners(&[("10.0.0.2", "api"), ("fd00::2", "api"), ("10.0.0.3", "db")]);
+        let both = [candidate(5, "10.0.0.2"), candidate(6, "fd00::2"), candidate(7, "10.0.0.3")];
+        see(&mut bindings, &[5, 6, 7]);
+        for _ in 0..2 {
+            let specs = bindings.update(&both, &api);
+            assert_eq!(pods(&specs), [None, None, Some("db")]);
+            assert_eq!([specs[0].unknown, specs[1].unknown], [Verdict::Deny; 2], "at the first start, too");
+            assert!(bindings.warning(5).unwrap().contains("veth6"));
+            assert!(bindings.warning(6).unwrap().contains("veth5"));
+        }
+        // One of both is gone.
+        let left = [both[0].clone(), both[2].clone()];
+        assert_eq!(pods(&bindings.update(&left, &api)), [Some("api"), Some("db")]);
+        assert_eq!(bindings.warning(5), None);
+        assert_eq!(pods(&bindings.update(&both, &api)), [Some("api"), None, Some("db")], "bound for good");
+    }
+
+    #[test]
+    fn who_claims_two_pods_keeps_neither_of_them_from_its_interface() {
+        let mut bindings = Bindings::new(Verdict::Deny, true, &[]);
+        let pods_of = owners(&[("10.0.0.2", "api"), ("10.0.0.3", "db")]);
+        let all = [candidate(5, "10.0.0.2"), candidate(6, "10.0.0.3"), candidate(7, "10.0.0.2 10.0.0.3")];
+        see(&mut bindings, &[5, 6, 7]);
+        assert_eq!(pods(&bindings.update(&all, &pods_of)), [Some("api"), Some("db"), None]);
+    }
+
+    #[test]
     fn a_new_pod_gets_its_identity_and_not_the_interface_of_the_one_that_had_its_address() {
         let mut bindings = Bindings::new(Verdict::Deny, false, &[]);
         let old = candidate(5, "10.0.0.2");
@@ -319,11 +379,15 @@ mod tests {
                 assert!(bindings.warning(ifindex).unwrap().contains("10.0.0.7"));
             }
         }
-        // Before its own pod is known it claims the database alone: the newer interface has the address now.
+        // Before its own pod is known it claims the database alone: until then nobody is believed.
         let mut bindings = Bindings::new(Verdict::Deny, true, &[]);
         let db = owners(&[("10.0.0.3", "db")]);
-        let specs = bindings.update(&[candidate(4, "10.0.0.3 10.0.0.7"), candidate(6, "10.0.0.3")], &db);
+        let both = [candidate(4, "10.0.0.3 10.0.0.7"), candidate(6, "10.0.0.3")];
+        assert_eq!(pods(&bindings.update(&both, &db)), [None, None]);
+        let specs = bindings.update(&both, &api);
         assert_eq!(pods(&specs), [None, Some("db")]);
+        // It answers for no address that is somebody's.
+        assert_eq!(specs[0].addresses, [] as [IpAddr; 0]);
     }
 
     #[test]

@@ -225,7 +225,15 @@ fn link_of(name: &str) -> Option<(u32, Direction)> {
 /// The map value of an endpoint.
 fn value_of(spec: &EndpointSpec, desired: &Desired) -> Endpoint {
     let pod = spec.pod.as_ref().and_then(|uid| desired.pods.get(uid));
-    let addresses = pod.map_or(&spec.addresses, |pod| &pod.addresses);
+    // A pod that is not known may have taken an address: it speaks for none of the nodes and services.
+    let may_be_its = |address: &&IpAddr| {
+        let identity = desired.ipcache.get(*address);
+        identity.is_none_or(|identity| {
+            matches!(Kind::from_number(identity.kind), Some(Kind::Pod | Kind::Unmanaged))
+        })
+    };
+    let seen = || spec.addresses.iter().filter(may_be_its).copied().collect();
+    let addresses: Vec<IpAddr> = pod.map_or_else(seen, |pod| pod.addresses.clone());
     let mut value = Endpoint {
         ifindex: spec.ifindex,
         master: spec.master.unwrap_or(0),

@@ -7,6 +7,7 @@
 
 mod acknowledgements;
 mod addresses;
+mod claims;
 mod dumps;
 mod fragments;
 mod groups;
@@ -20,7 +21,7 @@ mod tunnels;
 use anyhow::{Context, Result};
 use portcullis_tests::Network;
 
-use stage::{Stage, on_stage};
+use stage::{Stage, Wait, on_stage};
 
 /// An attack, and what it is called: what holds against it.
 type Attack = (&'static str, fn(&mut Stage<'_>) -> Result<()>);
@@ -55,7 +56,7 @@ const BRIDGED: &[Attack] = attacks![groups::a_broadcast_reaches_only_those_that_
 
 /// One attack after the other.
 fn none_succeeds(network: Network, attacks: &[&[Attack]]) -> Result<()> {
-    on_stage(network, tunnels::prepare, |stage| {
+    on_stage(network, tunnels::prepare, Wait::UntilReady, |stage| {
         attacks.iter().copied().flatten().try_for_each(|(name, play)| {
             let played = stage.begin().and_then(|()| stage.goes_on()).and_then(|()| play(stage));
             played.with_context(|| format!("{network:?} pods, {name}"))

@@ -94,10 +94,19 @@ pub struct Stage<'a> {
     _public: Vec<Echo>,
 }
 
+/// What the agent is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    UntilReady,
+    /// It does not become ready.
+    No,
+}
+
 /// Plays on a node, to which something is done before the agent comes.
 pub fn on_stage(
     network: Network,
     prepare: impl FnOnce(&Node) -> Result<()>,
+    wait: Wait,
     play: impl FnOnce(&mut Stage<'_>) -> Result<()>,
 ) -> Result<()> {
     privileged_test(|| {
@@ -107,15 +116,16 @@ pub fn on_stage(
         let pods = [object("shop", "api", 0), object("shop", "db", 1), object("elsewhere", "intruder", 2)];
         manifests.pods("pods.yaml", &pods)?;
         prepare(&node)?;
-        play(&mut Stage::open(network, &node, &manifests)?)
+        play(&mut Stage::open(network, &node, &manifests, wait)?)
     })
 }
 
 impl<'a> Stage<'a> {
-    fn open(network: Network, node: &'a Node, manifests: &'a Manifests) -> Result<Self> {
+    fn open(network: Network, node: &'a Node, manifests: &'a Manifests, wait: Wait) -> Result<Self> {
         manifests.write("db.yaml", &policy(true))?;
         let db = &node.pods[1];
-        let agent = Agent::on(&node.ns).manifests(manifests.path()).start()?;
+        let agent = Agent::on(&node.ns).manifests(manifests.path());
+        let agent = if wait == Wait::UntilReady { agent.start()? } else { agent.spawn()? };
         let (mut private, mut public) = (Vec::new(), Vec::new());
         for family in Family::BOTH {
             let at = SocketAddr::new(family.of(db), PRIVATE);
