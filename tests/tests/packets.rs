@@ -2,10 +2,12 @@
 //! Single packets are in the golden table (`tests/data/packets.yaml`).
 
 use std::net::Ipv6Addr;
+use std::os::fd::AsFd as _;
 
+use aya::maps::MapData;
 use portcullis::datapath::testrun::ProbeMetadata;
-use portcullis::datapath::{DatapathError, EndpointSpec, HookState, Reader};
-use portcullis_common::abi::{ENDPOINT_PROBES, ENDPOINT_SLOTS, Mode};
+use portcullis::datapath::{DatapathError, EndpointSpec, HookState, Pins, Reader, sys};
+use portcullis_common::abi::{ENDPOINT_PROBES, ENDPOINT_SLOTS, Mode, names};
 use portcullis_common::flow::timeout;
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::eventually;
@@ -97,6 +99,21 @@ fn an_entry_that_another_key_owns_by_now_is_not_used() {
             assert!(!f.sends(&sent(flags::ACK)) && !f.sends(&part(5, false)), "{web}");
             assert_eq!(dropped(f), before.map(|count| count + 1), "{web}");
         }
+    });
+}
+
+#[test]
+fn a_flow_that_finds_no_table_is_denied_with_its_reason() {
+    with_fixture(|f| {
+        let syn = Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::SYN);
+        let syn6 = Packet::tcp("fd00::2", 4000, "fd00::3", 80, flags::SYN);
+        assert!(f.sends(&syn) && f.sends(&syn6));
+        for name in [names::FLOWS4, names::FLOWS6] {
+            let outer = MapData::from_pin(Pins::new(f.folder()).map(name)).expect("the map of tables");
+            sys::delete_element(outer.fd().as_fd(), 1).expect("the endpoint's table");
+        }
+        assert!(!f.sends(&syn) && !f.sends(&syn6));
+        assert_eq!(f.drops(Reason::FlowTable, EGRESS), 2);
     });
 }
 

@@ -336,3 +336,40 @@ fn interface(ifindex: u32) -> String {
 fn place(ifindex: u32, direction: Direction) -> String {
     format!("filter {} on {}", attach::program_name(direction), interface(ifindex))
 }
+
+#[cfg(test)]
+mod tests {
+    use portcullis_common::identity::Identity;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_is_not_known_speaks_for_no_node_and_no_service() {
+        let mut desired = Desired::default();
+        for (address, kind) in [
+            ("10.0.0.1", Kind::Host),
+            ("10.0.9.1", Kind::Node),
+            ("10.96.0.1", Kind::Service),
+            ("10.0.0.2", Kind::Pod),
+        ] {
+            desired.ipcache.insert(address.parse().unwrap(), Identity::new(1, 1, kind));
+        }
+        let speaks_for = |address: &str| {
+            let spec = EndpointSpec {
+                ifindex: 7,
+                name: "veth7".to_owned(),
+                master: None,
+                mac: None,
+                pod: None,
+                addresses: vec![address.parse().unwrap()],
+                unknown: Verdict::Deny,
+            };
+            value_of(&spec, &desired).addr4_be[0] != 0
+        };
+        for nobodys in ["10.0.0.1", "10.0.9.1", "10.96.0.1"] {
+            assert!(!speaks_for(nobodys), "{nobodys}");
+        }
+        // Its own may be known before it is bound, and nobody may have it yet.
+        assert!(speaks_for("10.0.0.2") && speaks_for("10.0.0.3"));
+    }
+}
