@@ -158,14 +158,23 @@ impl Folder {
 }
 
 fn is_mounted() -> Result<bool> {
+    Ok(mounts()?.iter().any(|point| point == FOLDER))
+}
+
+/// Mount points of the calling thread.
+fn mounts() -> Result<Vec<String>> {
     let table = fs::read_to_string("/proc/thread-self/mountinfo").context("the mounts of this thread")?;
-    Ok(table.lines().any(|line| line.split(' ').nth(4) == Some(FOLDER)))
+    Ok(table.lines().filter_map(|line| Some(line.split(' ').nth(4)?.to_owned())).collect())
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Others may be using it by now; the last of them is nobody's business.
-        if !self.made || fs::read_dir(FOLDER).is_ok_and(|mut entries| entries.next().is_some()) {
+        // Others may be using it by now; the last of them is nobody's business. The names alone say nothing: those of
+        // namespaces that are mounted elsewhere are in this folder, too.
+        let inside = |points: Vec<String>| {
+            points.iter().any(|point| Path::new(point).parent() == Some(Path::new(FOLDER)))
+        };
+        if !self.made || mounts().is_ok_and(inside) {
             return;
         }
         if let Err(error) = run(Command::new("umount").arg(FOLDER)) {

@@ -13,6 +13,7 @@ mod fragments;
 mod groups;
 mod icmp;
 mod neighbours;
+mod origins;
 mod resets;
 mod reuse;
 mod stage;
@@ -45,6 +46,7 @@ const ANYWHERE: &[Attack] = attacks![
     reuse::a_connection_that_both_ends_open_works_where_each_may_open_one,
     icmp::redirects_and_router_advertisements_of_a_pod_change_nobodys_routes,
     icmp::a_pod_narrows_no_path_of_others,
+    origins::a_pod_behind_the_nodes_address_is_neither_the_node_nor_anybody_else,
 ];
 
 /// Where the node forwards what pods say.
