@@ -1,6 +1,8 @@
 //! Packets that the node sends on with its own address in place of the sender's, as it does for services.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::command::run;
@@ -31,13 +33,42 @@ fn translate(ns: &Namespace, family: Family, db: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Pods that share a bridge come out of the bridge again then: the way that they came in says nothing but the stamp.
+/// Lets the bridge show no packets to the node's filters, which would know the port that they came in by (`br_netfilter`).
+/// Then they come from the bridge, and the stamp alone says from whom.
+fn without_filters(ns: &Namespace) -> Result<()> {
+    ns.run(|| {
+        for family in ["iptables", "ip6tables"] {
+            let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
+            // Without the module there is no switch, and nothing to be switched off.
+            if Path::new(&switch).exists() {
+                fs::write(&switch, "0").context(switch)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+pub fn a_pod_behind_the_nodes_address_and_a_bridge_without_filters_is_known_by_its_stamp(
+    stage: &mut Stage<'_>,
+) -> Result<()> {
+    without_filters(&stage.node.ns)?;
+    is_told_apart(stage)
+}
+
 pub fn a_pod_behind_the_nodes_address_is_neither_the_node_nor_anybody_else(
     stage: &mut Stage<'_>,
 ) -> Result<()> {
-    let [api, db, intruder] = stage.pods();
+    let db = stage.pods()[1];
     for family in Family::BOTH {
         translate(&stage.node.ns, family, family.of(db))?;
+    }
+    is_told_apart(stage)
+}
+
+/// That the API gets to the database by the service, and the intruder does not.
+fn is_told_apart(stage: &mut Stage<'_>) -> Result<()> {
+    let [api, _, intruder] = stage.pods();
+    for family in Family::BOTH {
         let at = SocketAddr::new(service(family)?, PRIVATE);
         api.ns.udp_exchange(at, SOON).with_context(|| format!("the API at {at}"))?;
 
