@@ -3,10 +3,9 @@
 //! `NET_ADMIN` can give itself any address, and must not choose its identity by it.
 //!
 //! A pod that owns none any more is over, and its address has gone to another one: the API may tell so only after the
-//! new pod's interface was seen, so such a binding is made anew. But an interface that nobody is bound to comes first,
-//! and the newest of several: it is the new pod's own. Of several that nobody was ever bound to, none is believed: one of
-//! them may have taken the address before it was seen. An interface whose claim is not believed is denied, whatever unknown
-//! pods get.
+//! new pod's interface was seen, so such a binding is made anew. But an interface that nobody is bound to comes first:
+//! it is the new pod's own. Of several of those none is believed: one of them may have taken the address before it was seen.
+//! An interface whose claim is not believed is denied, whatever unknown pods get.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -44,6 +43,26 @@ struct Binding {
     /// What was last seen behind it: a look that finds nothing must not loosen the checks of its packets.
     mac: Option<[u8; 6]>,
     addresses: Vec<IpAddr>,
+}
+
+/// What the addresses behind an interface say about its pod.
+struct Claim<'a> {
+    /// The first address that a pod owns.
+    address: IpAddr,
+    /// That pod.
+    uid: &'a str,
+    /// An address that another pod owns.
+    other: Option<IpAddr>,
+}
+
+impl<'a> Claim<'a> {
+    fn of(candidate: &Candidate, owner: &'a BTreeMap<IpAddr, String>) -> Option<Self> {
+        let mut claims =
+            candidate.addresses.iter().filter_map(|address| Some((*address, owner.get(address)?.as_str())));
+        let (address, uid) = claims.next()?;
+        let other = claims.find(|(_, other)| *other != uid).map(|(address, _)| address);
+        Some(Self { address, uid, other })
+    }
 }
 
 /// The bindings of all endpoints.
@@ -132,32 +151,27 @@ impl Bindings {
             let was_bound = self.uid(c.ifindex).is_some();
             (was_bound, std::cmp::Reverse((c.appeared, c.ifindex)))
         });
-        let rivals = self.rivals(&open, owner);
+        let newcomers = self.newcomers(&open, owner);
         for candidate in open {
-            self.bind(candidate, owner, rivals.get(&candidate.ifindex).map(String::as_str));
+            self.bind(candidate, owner, &newcomers);
         }
         candidates.iter().map(|candidate| self.spec(candidate, owner)).collect()
     }
 
-    /// Of the interfaces that were never bound and claim the same pod as another such one: the name of that one.
-    fn rivals(&self, open: &[&Candidate], owner: &BTreeMap<IpAddr, String>) -> BTreeMap<u32, String> {
-        let mut claimants: BTreeMap<&str, Vec<&Candidate>> = BTreeMap::new();
+    /// The interfaces that were never bound, by the one pod that each claims. Who claims two is believed by nobody, and so is
+    /// in nobody's way.
+    fn newcomers<'a>(
+        &self,
+        open: &[&'a Candidate],
+        owner: &'a BTreeMap<IpAddr, String>,
+    ) -> BTreeMap<&'a str, Vec<&'a Candidate>> {
+        let mut newcomers: BTreeMap<&str, Vec<&Candidate>> = BTreeMap::new();
         for candidate in open.iter().filter(|candidate| self.uid(candidate.ifindex).is_none()) {
-            let claims: BTreeSet<&str> =
-                candidate.addresses.iter().filter_map(|address| Some(owner.get(address)?.as_str())).collect();
-            // Who claims two pods is believed by nobody, and so is in nobody's way.
-            if let (1, Some(uid)) = (claims.len(), claims.first()) {
-                claimants.entry(uid).or_default().push(candidate);
+            if let Some(Claim { uid, other: None, .. }) = Claim::of(candidate, owner) {
+                newcomers.entry(uid).or_default().push(candidate);
             }
         }
-        let mut rivals = BTreeMap::new();
-        for claimants in claimants.values() {
-            for candidate in claimants {
-                let other = claimants.iter().find(|other| other.ifindex != candidate.ifindex);
-                rivals.extend(other.map(|other| (candidate.ifindex, other.name.clone())));
-            }
-        }
-        rivals
+        newcomers
     }
 
     /// Makes sure that the interface has an entry, and notes how it looks.
@@ -199,16 +213,20 @@ impl Bindings {
     }
 
     /// Binds an interface that is bound to nobody, or to a pod that is over.
-    fn bind(&mut self, candidate: &Candidate, owner: &BTreeMap<IpAddr, String>, rival: Option<&str>) {
-        let mut claims =
-            candidate.addresses.iter().filter_map(|address| Some((*address, owner.get(address)?)));
-        let Some((address, uid)) = claims.next() else { return };
-        let other = claims.find(|(_, other)| *other != uid).map(|(address, _)| address);
+    fn bind(
+        &mut self,
+        candidate: &Candidate,
+        owner: &BTreeMap<IpAddr, String>,
+        newcomers: &BTreeMap<&str, Vec<&Candidate>>,
+    ) {
+        let Some(Claim { address, uid, other }) = Claim::of(candidate, owner) else { return };
         let taken = self
             .by_ifindex
             .iter()
-            .find(|(ifindex, b)| **ifindex != candidate.ifindex && b.uid.as_ref() == Some(uid))
+            .find(|(ifindex, b)| **ifindex != candidate.ifindex && b.uid.as_deref() == Some(uid))
             .map(|(_, binding)| binding.name.clone());
+        let rival =
+            newcomers.get(uid).and_then(|all| all.iter().find(|other| other.ifindex != candidate.ifindex));
         let Some(binding) = self.by_ifindex.get_mut(&candidate.ifindex) else { return };
         if let Some(other) = other {
             binding.warning = Some(format!(
@@ -220,10 +238,11 @@ impl Bindings {
             ));
         } else if let Some(rival) = rival {
             binding.warning = Some(format!(
-                "its address {address} is behind {rival}, too: whose it is cannot be told, and both are denied until one of them is gone"
+                "its address {address} is behind {}, too: whose it is cannot be told, and both are denied until one of them is gone",
+                rival.name
             ));
         } else {
-            binding.uid = Some(uid.clone());
+            binding.uid = Some(uid.to_owned());
             // Spared was only who nobody knew yet.
             binding.unknown = self.unknown;
         }
@@ -342,6 +361,18 @@ mod tests {
         assert_eq!(pods(&bindings.update(&left, &api)), [Some("api"), Some("db")]);
         assert_eq!(bindings.warning(5), None);
         assert_eq!(pods(&bindings.update(&both, &api)), [Some("api"), None, Some("db")], "bound for good");
+    }
+
+    #[test]
+    fn while_of_two_new_interfaces_neither_is_believed_a_former_pods_does_not_get_their_pod() {
+        let mut bindings = Bindings::new(Verdict::Deny, false, &[]);
+        let old = candidate(5, "10.0.0.2");
+        bindings.update(std::slice::from_ref(&old), &owners(&[("10.0.0.2", "old")]));
+        let new = owners(&[("10.0.0.2", "new")]);
+        let all = [old, candidate(8, "10.0.0.2"), candidate(9, "10.0.0.2")];
+        assert_eq!(pods(&bindings.update(&all, &new)), [None, None, None]);
+        // One of both is gone.
+        assert_eq!(pods(&bindings.update(&all[..2], &new)), [None, Some("new")]);
     }
 
     #[test]
