@@ -4,13 +4,14 @@
 //! Values are never deleted by the programs: an LRU hash reuses entries without a grace period, so a reader may find
 //! another key's value. Each value carries a tag of its key, first in memory and read last.
 
+use core::net::IpAddr;
+
 use crate::abi::{Addr6, map_type};
 use crate::packet::{IcmpRole, Parsed, tcp};
 use crate::policy::protocol;
 use crate::reason::Direction;
 
-/// Key of an IPv4 flow table, in words as the program reads them from the packet: the kernel compares keys by 64-bit words,
-/// and waits where one was stored in parts.
+/// Key of an IPv4 flow table, in words as the program reads them from the packet, so that it has little to do to make one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct FlowKey4 {
@@ -195,9 +196,9 @@ pub trait FlowKey: Copy + core::fmt::Debug {
     /// The tag that the value of this key carries.
     fn tag(&self) -> u32;
     /// Address of the pod.
-    fn local(&self) -> Self::Address;
+    fn local(&self) -> IpAddr;
     /// The other address.
-    fn remote(&self) -> Self::Address;
+    fn remote(&self) -> IpAddr;
     /// The last word, see [`FlowKey4`].
     fn rest(&self) -> u64;
 
@@ -242,11 +243,11 @@ impl FlowKey for FlowKey4 {
     fn tag(&self) -> u32 {
         mix(self.addresses ^ self.rest)
     }
-    fn local(&self) -> u32 {
-        self.addresses as u32
+    fn local(&self) -> IpAddr {
+        IpAddr::from((self.addresses as u32).to_ne_bytes())
     }
-    fn remote(&self) -> u32 {
-        (self.addresses >> 32) as u32
+    fn remote(&self) -> IpAddr {
+        IpAddr::from(((self.addresses >> 32) as u32).to_ne_bytes())
     }
     fn rest(&self) -> u64 {
         self.rest
@@ -261,8 +262,9 @@ const fn wide(address: Addr6) -> [u64; 2] {
 }
 
 /// The address in two words of a key.
-const fn narrow([first, second]: [u64; 2]) -> Addr6 {
-    Addr6 { words_be: [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32] }
+fn narrow([first, second]: [u64; 2]) -> IpAddr {
+    let words_be = [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32];
+    IpAddr::from(Addr6 { words_be }.to_bytes())
 }
 
 impl FlowKey for FlowKey6 {
@@ -276,10 +278,10 @@ impl FlowKey for FlowKey6 {
         let prefixes = (self.remote[0] ^ self.local[1]).wrapping_mul(SPREAD);
         mix(prefixes ^ self.remote[1] ^ self.local[0] ^ self.rest)
     }
-    fn local(&self) -> Addr6 {
+    fn local(&self) -> IpAddr {
         narrow(self.local)
     }
-    fn remote(&self) -> Addr6 {
+    fn remote(&self) -> IpAddr {
         narrow(self.remote)
     }
     fn rest(&self) -> u64 {

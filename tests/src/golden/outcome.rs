@@ -7,8 +7,8 @@ use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis::datapath::{Pins, inspect, set_override};
 use portcullis_checks::Host;
 use portcullis_checks::host::{HZ, SLOT};
-use portcullis_common::abi::{Addr6, Counters, Endpoint, Mode, PairKey, config};
-use portcullis_common::flow::{Flow, FlowKey, FlowKey4, FlowKey6, origin, state};
+use portcullis_common::abi::{Counters, Endpoint, Mode, PairKey, config};
+use portcullis_common::flow::{Flow, FlowKey, origin, state};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
 
 use super::{By, setups};
@@ -162,23 +162,8 @@ fn describe(flow: &Flow, hz: u32) -> String {
     words.join(" ")
 }
 
-fn key4(key: &FlowKey4) -> Key {
-    parts(key, |be: u32| IpAddr::from(be.to_ne_bytes()))
-}
-
-fn key6(key: &FlowKey6) -> Key {
-    parts(key, |wide: Addr6| IpAddr::from(wide.to_bytes()))
-}
-
-fn parts<K: FlowKey>(key: &K, address: impl Fn(K::Address) -> IpAddr) -> Key {
-    (
-        address(key.local()),
-        address(key.remote()),
-        key.local_port(),
-        key.remote_port(),
-        key.protocol(),
-        key.echo_opener(),
-    )
+fn parts(key: &impl FlowKey) -> Key {
+    (key.local(), key.remote(), key.local_port(), key.remote_port(), key.protocol(), key.echo_opener())
 }
 
 /// The loaded programs.
@@ -251,8 +236,8 @@ impl Subject for Kernel<'_> {
             let flows = inspect::flows(&Pins::new(self.fixture.folder()), SLOT).expect("the flows");
             for (key, flow) in flows {
                 let key = match key {
-                    inspect::AnyKey::V4(key) => key4(&key),
-                    inspect::AnyKey::V6(key) => key6(&key),
+                    inspect::AnyKey::V4(key) => parts(&key),
+                    inspect::AnyKey::V6(key) => parts(&key),
                 };
                 snapshot.flows.insert(key, describe(&flow, self.hz));
             }
@@ -307,8 +292,8 @@ impl Subject for HostSubject {
                 }
             }
         }
-        snapshot.flows.extend(self.host.flows4().iter().map(|(key, flow)| (key4(key), describe(flow, HZ))));
-        snapshot.flows.extend(self.host.flows6().iter().map(|(key, flow)| (key6(key), describe(flow, HZ))));
+        snapshot.flows.extend(self.host.flows4().iter().map(|(key, flow)| (parts(key), describe(flow, HZ))));
+        snapshot.flows.extend(self.host.flows6().iter().map(|(key, flow)| (parts(key), describe(flow, HZ))));
         snapshot
     }
 }

@@ -98,14 +98,14 @@ fn protocol_name(number: u8) -> String {
 }
 
 /// Local and remote address, local and remote port, protocol.
-fn parts<K: FlowKey>(key: &K, address: impl Fn(K::Address) -> IpAddr) -> (IpAddr, IpAddr, u16, u16, u8) {
-    (address(key.local()), address(key.remote()), key.local_port(), key.remote_port(), key.protocol())
+fn parts(key: &impl FlowKey) -> (IpAddr, IpAddr, u16, u16, u8) {
+    (key.local(), key.remote(), key.local_port(), key.remote_port(), key.protocol())
 }
 
 fn record(context: &Context, lens: &Lens, ifindex: u32, endpoint: &str, key: AnyKey, flow: &Flow) -> Record {
     let (local, remote, local_port, remote_port, number) = match key {
-        AnyKey::V4(key) => parts(&key, |address| IpAddr::from(address.to_ne_bytes())),
-        AnyKey::V6(key) => parts(&key, |address| IpAddr::from(address.to_bytes())),
+        AnyKey::V4(key) => parts(&key),
+        AnyKey::V6(key) => parts(&key),
     };
     let pair = lens.pairs.get(&flow.slot);
     Record {
