@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData};
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Pins, Sizes, cleanup, inspect};
 use portcullis::policy::{Desired, Function, PodIdentity, RowSet, service_key};
@@ -184,7 +184,7 @@ pub fn with_sizes(sizes: Sizes, test: impl FnOnce(&mut Fixture) + Send + 'static
     }
 }
 
-fn options(folder: &std::path::Path, sizes: Sizes) -> Options {
+fn options(folder: &Path, sizes: Sizes) -> Options {
     Options {
         bpffs: folder.to_owned(),
         attach: AttachMode::Auto,
@@ -225,9 +225,8 @@ impl Fixture {
     /// # Panics
     /// If it cannot be written.
     pub fn set_config(&mut self, word: u32, value: u32) {
-        let words = MapData::from_pin(Pins::new(&self.folder).map(names::CONFIG)).expect("the configuration");
-        let mut words: Array<_, u32> = Map::Array(words).try_into().expect("an array of words");
-        words.set(word, value, 0).expect("a write");
+        let mut maps = inspect::open(&self.folder).expect("the maps");
+        maps.config.set(word, value, 0).expect("a write");
     }
 
     /// Raises the revision, as a change that revokes something does: existing flows are judged again.
@@ -243,7 +242,7 @@ impl Fixture {
     }
 
     /// Folder of the pins.
-    pub fn folder(&self) -> &std::path::Path {
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 
@@ -284,10 +283,7 @@ impl Fixture {
     pub fn age(&self, seconds: u32) {
         let maps = inspect::open(&self.folder).expect("the maps");
         let ticks = u64::from(seconds * inspect::config_word(&maps, config::HZ).expect("the ticks"));
-        let older = |flow: Flow| Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow };
-        let pins = Pins::new(&self.folder);
-        change::<FlowKey4, Flow>(&pins.flow(SLOT, 4), older);
-        change::<FlowKey6, Flow>(&pins.flow(SLOT, 6), older);
+        self.change_flows(|flow| Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow });
     }
 
     /// Gives the values of flows and fragments to other keys, as a program sees it that looks one up while the kernel uses the
@@ -296,14 +292,15 @@ impl Fixture {
     /// # Panics
     /// If the maps cannot be written.
     pub fn reuse_entries(&self) {
+        self.change_flows(|flow| Flow { tag: !flow.tag, ..flow });
+        let fragments = Pins::new(&self.folder).map(names::FRAGMENTS);
+        change::<FragmentKey, _>(&fragments, |value: Fragment| Fragment { tag: !value.tag, ..value });
+    }
+
+    fn change_flows(&self, changed: impl Fn(Flow) -> Flow) {
         let pins = Pins::new(&self.folder);
-        let other = |flow: Flow| Flow { tag: !flow.tag, ..flow };
-        change::<FlowKey4, Flow>(&pins.flow(SLOT, 4), other);
-        change::<FlowKey6, Flow>(&pins.flow(SLOT, 6), other);
-        change::<FragmentKey, Fragment>(&pins.map(names::FRAGMENTS), |value| Fragment {
-            tag: !value.tag,
-            ..value
-        });
+        change::<FlowKey4, _>(&pins.flow(SLOT, 4), &changed);
+        change::<FlowKey6, _>(&pins.flow(SLOT, 6), &changed);
     }
 
     /// Forgets flows and fragments.
@@ -387,10 +384,15 @@ impl Fixture {
     }
 }
 
-/// Changes every value of a map.
-fn change<K: Pod, V: Pod>(pin: &std::path::Path, changed: impl Fn(V) -> V) {
+/// A pinned LRU hash.
+fn table<K: Pod, V: Pod>(pin: &Path) -> HashMap<MapData, K, V> {
     let map = Map::LruHashMap(MapData::from_pin(pin).expect("the map"));
-    let mut map = HashMap::<_, K, V>::try_from(map).expect("its layout");
+    map.try_into().expect("its layout")
+}
+
+/// Changes every value of a map.
+fn change<K: Pod, V: Pod>(pin: &Path, changed: impl Fn(V) -> V) {
+    let mut map = table::<K, V>(pin);
     let entries: Vec<(K, V)> = map.iter().collect::<Result<_, _>>().expect("its entries");
     for (key, value) in entries {
         map.insert(key, changed(value), 0).expect("an entry that is there");
@@ -398,12 +400,11 @@ fn change<K: Pod, V: Pod>(pin: &std::path::Path, changed: impl Fn(V) -> V) {
 }
 
 /// Deletes what is in a map, if there is such a map.
-fn empty<K: Pod, V: Pod>(pin: &std::path::Path) {
+fn empty<K: Pod, V: Pod>(pin: &Path) {
     if !pin.exists() {
         return;
     }
-    let map = Map::LruHashMap(MapData::from_pin(pin).expect("the map"));
-    let mut map = HashMap::<_, K, V>::try_from(map).expect("its layout");
+    let mut map = table::<K, V>(pin);
     let keys: Vec<K> = map.keys().collect::<Result<_, _>>().expect("its keys");
     for key in keys {
         map.remove(&key).expect("a key that is there");

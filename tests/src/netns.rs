@@ -113,6 +113,28 @@ impl Namespace {
         Ok(address.to_owned())
     }
 
+    /// As [`Self::hardware_address`], as it is on the wire.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let text = self.hardware_address(interface)?;
+        let bytes: Vec<u8> =
+            text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+        bytes.try_into().map_err(|_| anyhow::anyhow!("not a hardware address: {text}"))
+    }
+
+    /// Applies a rule of `iptables` or `ip6tables` inside the namespace.
+    pub fn firewall(&self, tool: &str, rule: &str) -> Result<()> {
+        run(&mut self.command(tool, ["-w"].into_iter().chain(rule.split_whitespace()))).map(drop)
+    }
+
+    /// Shows bridged packets to the namespace's filters, or does not; without the module there is nothing to be set.
+    pub fn filter_bridged(&self, on: bool) -> Result<()> {
+        if !has_bridge_filter() {
+            return Ok(());
+        }
+        let names = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
+        self.sysctl(&names.map(|name| (name, if on { "1" } else { "0" })))
+    }
+
     /// Sets sysctls (`net/ipv4/ip_forward`) inside the namespace.
     pub fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
@@ -134,6 +156,11 @@ pub fn interface_index(name: &str) -> Result<u32> {
     let index = unsafe { libc::if_nametoindex(text.as_ptr()) };
     ensure!(index != 0, "the interface {name}: {}", std::io::Error::last_os_error());
     Ok(index)
+}
+
+/// Whether bridged packets can be shown to iptables, without which services do not work between pods of one bridge.
+pub fn has_bridge_filter() -> bool {
+    Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
 }
 
 /// The folder of namespaces, ready for use: the first namespace that a machine gets makes it a mount point, which stays

@@ -36,13 +36,22 @@ pub struct Packet {
 
 /// An ARP question of the pod for the gateway, from a MAC and an IPv4 address that need not be its own.
 pub fn arp(mac: [u8; 6], sender: Ipv4Addr) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
-    frame.extend(POD_MAC);
-    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
-    frame.extend(mac);
-    frame.extend(sender.octets());
-    frame.extend([0; 6]);
-    frame.extend([10, 0, 0, 1]);
+    arp_packet(1, (POD_MAC, [0xff; 6]), (mac, sender), ([0; 6], Ipv4Addr::new(10, 0, 0, 1)))
+}
+
+/// An ARP question (`1`) or answer (`2`) from a MAC address to another one, with the addresses that it is about (RFC 826).
+pub fn arp_packet(
+    operation: u8,
+    (from, to): ([u8; 6], [u8; 6]),
+    sender: ([u8; 6], Ipv4Addr),
+    target: ([u8; 6], Ipv4Addr),
+) -> Vec<u8> {
+    let mut frame = [to, from].concat();
+    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, operation]);
+    for (mac, address) in [sender, target] {
+        frame.extend(mac);
+        frame.extend(address.octets());
+    }
     frame
 }
 

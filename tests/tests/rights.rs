@@ -1,7 +1,6 @@
 //! The agent with the rights of its DaemonSet and no others: four capabilities, a root file system that it cannot write.
 
 use std::fs;
-use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -57,10 +56,7 @@ fn confined(folder: &TempDir, capabilities: &[String]) -> Result<PathBuf> {
 fn denial_shown(agent: &Agent<'_>, node: &Node) -> Result<String> {
     let mut monitor = agent.start_command(["monitor", "--verdict", "deny", "--count", "1"])?;
     let ended = eventually("the monitor to show a denied packet", || {
-        let sent = node.pods[0].ns.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            Ok(socket.send_to(b"x", (node.pods[1].v4, 5353))?)
-        });
+        let sent = node.pods[0].ns.udp_send((node.pods[1].v4, 5353).into(), b"x");
         sent.is_ok() && !matches!(monitor.try_wait(), Ok(None))
     });
     // One that shows nothing goes on for ever.

@@ -7,7 +7,6 @@
 use std::fmt::Write;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -99,17 +98,7 @@ fn outside_routes() -> String {
 /// Makes a namespace route, and show bridged packets to iptables or not.
 fn forward(ns: &Namespace, filter_bridged: bool) -> Result<()> {
     ns.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
-    let value = if filter_bridged { "1" } else { "0" };
-    if has_bridge_filter() {
-        let names = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
-        ns.sysctl(&names.map(|name| (name, value)))?;
-    }
-    Ok(())
-}
-
-/// Whether bridged packets can be shown to iptables, without which services do not work between pods of one bridge.
-pub fn has_bridge_filter() -> bool {
-    Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
+    ns.filter_bridged(filter_bridged)
 }
 
 /// The network namespaces of all clusters, with their parts.

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::binaries;
 use super::names::MOST_NODES;
-use super::{binaries, network};
+use crate::netns::has_bridge_filter;
 
 /// How pods are joined to their node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +92,7 @@ pub fn require(options: &Options) -> Result<()> {
         ensure!(binaries::in_path(program).is_some(), "{program} is missing: run `cargo xtask setup`");
     }
     ensure!(
-        options.pods == Pods::Routed || network::has_bridge_filter(),
+        options.pods == Pods::Routed || has_bridge_filter(),
         "bridged pods need the kernel module br_netfilter: run `modprobe br_netfilter`, or take routed pods"
     );
     // Nodes have folders of their own in place of these.

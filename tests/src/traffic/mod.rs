@@ -33,6 +33,11 @@ impl Namespace {
         self.run(|| Ok(udp_exchange(to, deadline)?))
     }
 
+    /// Sends one datagram, and waits for nothing.
+    pub fn udp_send(&self, to: SocketAddr, data: &[u8]) -> anyhow::Result<()> {
+        self.run(|| Ok(udp_socket(to)?.send(data).map(drop)?))
+    }
+
     /// Sends one ICMP echo request and waits for the reply.
     pub fn ping(&self, to: IpAddr, deadline: Duration) -> anyhow::Result<()> {
         self.run(|| Ok(ping(to, deadline)?))
@@ -91,11 +96,17 @@ impl Connection {
     }
 }
 
+/// A socket of the current namespace that is connected, so that an ICMP error is seen and nobody else's datagram is taken
+/// for the answer.
+pub fn udp_socket(to: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((any(to.ip()), 0))?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
 /// Sends one datagram from the current namespace and waits for its echo.
 pub fn udp_exchange(to: SocketAddr, deadline: Duration) -> Result<()> {
-    let socket = UdpSocket::bind((any(to.ip()), 0))?;
-    // Connected, so that an ICMP error is seen and nobody else's datagram is taken for the echo.
-    socket.connect(to)?;
+    let socket = udp_socket(to)?;
     socket.set_read_timeout(Some(deadline))?;
     socket.send(b"portcullis")?;
     let mut buffer = [0; 64];

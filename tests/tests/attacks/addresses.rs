@@ -8,7 +8,7 @@ use portcullis_tests::raw::Tap;
 use portcullis_tests::{Network, Node, eventually};
 use socket2::{Domain, Socket, Type};
 
-use super::stage::{Family, PRIVATE, PUBLIC, SOON, Stage, mac};
+use super::stage::{Family, PRIVATE, PUBLIC, SOON, Stage};
 
 /// Ports that only forged packets have.
 const FORGED: [u16; 3] = [20_000, 20_001, 20_002];
@@ -33,7 +33,7 @@ pub fn a_pod_that_sends_from_a_neighbours_address_reaches_nobody_and_touches_no_
 ) -> Result<()> {
     let [api, db, intruder] = stage.pods();
     let mut tap = Tap::at(&db.ns, "eth0")?;
-    let neighbours = mac(&api.ns, "eth0")?;
+    let neighbours = api.ns.mac("eth0")?;
     for family in Family::BOTH {
         let to = family.of(db).to_string();
         let mut packets = as_the_api(stage, family)?;

@@ -1,11 +1,11 @@
 //! A pod that hides in fragments where its packets go, and who they are from.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::command::run;
 use portcullis_tests::packets::{Packet, flags};
 use portcullis_tests::raw::Tap;
+use portcullis_tests::traffic::udp_socket;
 use portcullis_tests::{Namespace, eventually};
 
 use super::stage::{Family, PRIVATE, PUBLIC, SOON, Stage, send};
@@ -138,8 +138,7 @@ pub fn fragments_bring_nothing_to_a_server_that_the_pod_may_not_reach(stage: &mu
 fn large_exchange(from: &Namespace, to: SocketAddr) -> Result<()> {
     let data: Vec<u8> = (0..=u8::MAX).cycle().take(LARGE).collect();
     let back = from.run(|| {
-        let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-        socket.connect(to)?;
+        let socket = udp_socket(to)?;
         socket.set_read_timeout(Some(SOON))?;
         socket.send(&data)?;
         let mut back = vec![0; LARGE + 1];
@@ -159,10 +158,7 @@ pub fn datagrams_that_the_kernel_cuts_arrive_whole_where_they_may_go(stage: &mut
         large_exchange(&intruder.ns, SocketAddr::new(family.of(db), PUBLIC))?;
         large_exchange(&stage.node.ns, SocketAddr::new(family.of(db), PRIVATE))?;
         let (heard, denied) = (stage.heard(), stage.agent.dropped("policy")?);
-        intruder.ns.run(|| {
-            let any = if family == Family::V4 { "0.0.0.0:0" } else { "[::]:0" };
-            Ok(UdpSocket::bind(any)?.send_to(&[7; LARGE], (family.of(db), PRIVATE))?)
-        })?;
+        intruder.ns.udp_send(SocketAddr::new(family.of(db), PRIVATE), &[7; LARGE])?;
         eventually("all parts to be dropped", || {
             stage.agent.dropped("policy").is_ok_and(|now| now >= denied + 4)
         })?;
@@ -175,12 +171,10 @@ pub fn datagrams_that_the_kernel_cuts_arrive_whole_where_they_may_go(stage: &mut
 /// The node puts its own address in place of the intruder's, as it does for services; conntrack puts fragments together for
 /// that, and where they must be cut anew the kernel forgets the interface that they came in by.
 fn masquerade(ns: &Namespace) -> Result<()> {
-    for (tool, node) in [("iptables", Family::V4.node()), ("ip6tables", Family::V6.node())] {
-        let rule =
-            format!("-w -t nat -A POSTROUTING -p udp --dport {PRIVATE} -o veth1 -j SNAT --to-source {node}");
-        run(&mut ns.command(tool, rule.split(' ')))?;
-    }
-    Ok(())
+    Family::BOTH.into_iter().try_for_each(|family| {
+        let rule = format!("-t nat -A POSTROUTING -p udp --dport {PRIVATE} -o veth1 -j SNAT --to-source");
+        ns.firewall(family.tables(), &format!("{rule} {}", family.node()))
+    })
 }
 
 pub fn fragments_that_the_node_masquerades_and_cuts_anew_are_not_taken_for_its_own(

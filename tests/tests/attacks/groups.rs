@@ -7,11 +7,10 @@ use portcullis_tests::eventually;
 use portcullis_tests::packets::Packet;
 use portcullis_tests::raw::Tap;
 
-use super::stage::{EVERYBODY, Family, Mac, PRIVATE, PUBLIC, Stage, send};
+use super::stage::{ALL_NODES, EVERYBODY, Family, PRIVATE, PUBLIC, Stage, send};
 
 /// Where everybody listens.
 const EVERYWHERE: u16 = 7000;
-const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
 /// A datagram of the intruder to everybody on the link.
 fn to_all(stage: &Stage<'_>, family: Family, port: u16) -> Result<Vec<u8>> {

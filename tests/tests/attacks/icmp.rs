@@ -7,7 +7,7 @@ use portcullis_tests::packets::Packet;
 use portcullis_tests::raw::Tap;
 use portcullis_tests::{Namespace, Network, Pod, eventually};
 
-use super::stage::{Family, Mac, PRIVATE, PUBLIC, Stage, mac, send, shown};
+use super::stage::{ALL_NODES, Family, PRIVATE, PUBLIC, Stage, send, shown};
 
 /// Addresses that the API has a router for.
 const FAR: (&str, &str) = ("198.51.100.1", "2001:db8:f::1");
@@ -39,7 +39,7 @@ fn redirects(stage: &Stage<'_>) -> Result<Vec<Packet>> {
     let mut body = own.octets().to_vec();
     body.extend(FAR.1.parse::<Ipv6Addr>()?.octets());
     body.extend([2, 1]);
-    body.extend(mac(&intruder.ns, "eth0")?);
+    body.extend(intruder.ns.mac("eth0")?);
     let v4 = |from: &str| Packet::icmp(from, &api4, 5, 1, intruder.v4.octets(), &about);
     let v6 = |from: Ipv6Addr| Packet::icmp(&from.to_string(), &api6, 137, 0, [0; 4], &body);
     let packets = [v4(router4), v4(&intruder.v4.to_string()), v6(router6), v6(own)];
@@ -48,13 +48,12 @@ fn redirects(stage: &Stage<'_>) -> Result<Vec<Packet>> {
 
 /// Advertisements that make the intruder a router, to the API and to everybody.
 fn advertisements(stage: &Stage<'_>) -> Result<Vec<Packet>> {
-    const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
     let [api, _, intruder] = stage.pods();
     let own = link_local(&intruder.ns, "eth0")?.to_string();
     // For half an hour; the two timers are not said.
     let mut body = vec![0; 8];
     body.extend([1, 1]);
-    body.extend(mac(&intruder.ns, "eth0")?);
+    body.extend(intruder.ns.mac("eth0")?);
     let v6 = |to: &str| Packet::icmp(&own, to, 134, 0, [64, 0, 0x07, 0x08], &body);
     let v4 = Packet::icmp(&intruder.v4.to_string(), "224.0.0.1", 9, 0, [1, 2, 0x07, 0x08], &[0; 8]);
     Ok(vec![

@@ -54,10 +54,7 @@ const ROUTED: &[Attack] =
     attacks![fragments::fragments_that_the_node_masquerades_and_cuts_anew_are_not_taken_for_its_own,];
 
 /// Where pods share a link.
-const BRIDGED: &[Attack] = attacks![
-    groups::a_broadcast_reaches_only_those_that_the_pod_may_talk_with,
-    origins::a_pod_behind_the_nodes_address_and_a_bridge_without_filters_is_known_by_its_stamp,
-];
+const BRIDGED: &[Attack] = attacks![groups::a_broadcast_reaches_only_those_that_the_pod_may_talk_with,];
 
 /// One attack after the other.
 fn none_succeeds(network: Network, attacks: &[&[Attack]]) -> Result<()> {

@@ -3,36 +3,25 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, ensure};
-use portcullis_tests::packets::Packet;
+use portcullis_tests::packets::{Packet, arp_packet};
 use portcullis_tests::raw::Tap;
 use portcullis_tests::{Network, Pod, eventually};
 
-use super::stage::{EVERYBODY, Mac, SOON, Stage, mac, send, shown};
+use super::stage::{ALL_NODES, EVERYBODY, Mac, SOON, Stage, send, shown};
 
 const QUESTION: u8 = 1;
 const ANSWER: u8 = 2;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-const ALL_NODES: (&str, Mac) = ("ff02::1", [0x33, 0x33, 0, 0, 0, 1]);
-
-/// An ARP packet about where its sender is.
-fn arp(operation: u8, from: Mac, to: Mac, sender: Ipv4Addr, target: (Mac, Ipv4Addr)) -> Vec<u8> {
-    let mut frame = [to, from].concat();
-    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, operation]);
-    frame.extend(from);
-    frame.extend(sender.octets());
-    frame.extend(target.0);
-    frame.extend(target.1.octets());
-    frame
-}
 
 /// Everything that ARP can say to make neighbours believe that an address is the intruder's.
 fn claims_of_arp(me: Mac, claimed: Ipv4Addr, victim: (Mac, Ipv4Addr)) -> Vec<Vec<u8>> {
+    let say = |operation, to, target| arp_packet(operation, (me, to), (me, claimed), target);
     vec![
-        arp(QUESTION, me, EVERYBODY, claimed, ([0; 6], claimed)),
-        arp(ANSWER, me, EVERYBODY, claimed, (EVERYBODY, claimed)),
-        arp(ANSWER, me, victim.0, claimed, victim),
-        arp(QUESTION, me, victim.0, claimed, ([0; 6], victim.1)),
+        say(QUESTION, EVERYBODY, ([0; 6], claimed)),
+        say(ANSWER, EVERYBODY, (EVERYBODY, claimed)),
+        say(ANSWER, victim.0, victim),
+        say(QUESTION, victim.0, ([0; 6], victim.1)),
     ]
 }
 
@@ -51,7 +40,7 @@ fn claims_of_discovery(me: (Mac, Ipv6Addr), claimed: Ipv6Addr, victim: (Mac, Ipv
     let to = (victim.1.to_string(), victim.0);
     let to = (to.0.as_str(), to.1);
     vec![
-        discovery(ADVERTISEMENT, me.0, me.1, ALL_NODES, claimed),
+        discovery(ADVERTISEMENT, me.0, me.1, ("ff02::1", ALL_NODES), claimed),
         discovery(ADVERTISEMENT, me.0, me.1, to, claimed),
         discovery(ADVERTISEMENT, me.0, claimed, to, claimed),
         discovery(SOLICITATION, me.0, claimed, to, victim.1),
@@ -76,7 +65,7 @@ fn believed(pod: &Pod, address: IpAddr) -> Result<String> {
 
 pub fn a_pod_that_says_to_have_anothers_address_is_not_believed(stage: &mut Stage<'_>) -> Result<()> {
     let [api, db, intruder] = stage.pods();
-    let (me, place) = (mac(&intruder.ns, "eth0")?, mac(&db.ns, "eth0")?);
+    let (me, place) = (intruder.ns.mac("eth0")?, db.ns.mac("eth0")?);
     // A new answer counts at once.
     db.ns.sysctl(&[("net/ipv4/neigh/eth0/locktime", "0")])?;
     let known = |address: (Ipv4Addr, Ipv6Addr)| -> Result<[String; 2]> {

@@ -7,7 +7,7 @@ use portcullis_tests::packets::{Packet, flags};
 use portcullis_tests::raw::Tap;
 use portcullis_tests::{Pod, eventually};
 
-use super::stage::{Family, PRIVATE, SOON, Stage, mac, send};
+use super::stage::{Family, PRIVATE, SOON, Stage, send};
 
 /// A segment of one end of the API's connection to the database.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ pub fn a_pod_that_forges_the_end_of_others_connection_does_not_cut_it(stage: &mu
     for family in Family::BOTH {
         let mut frames = Vec::new();
         for end in ends(stage, family, &mut taps)? {
-            let theirs = mac(&end.from.0.ns, "eth0")?;
+            let theirs = end.from.0.ns.mac("eth0")?;
             for bits in [flags::RST, flags::RST | flags::ACK, flags::FIN | flags::ACK] {
                 let packet = segment(stage, intruder, family, end, bits, 0)?;
                 frames.extend([packet.bytes(), packet.from_mac(theirs).bytes()]);

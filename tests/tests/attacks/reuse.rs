@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::command::run;
 use portcullis_tests::packets::{Packet, flags};
 use portcullis_tests::raw::Tap;
 use portcullis_tests::{Namespace, Pod, eventually};
@@ -70,11 +69,9 @@ pub fn a_new_connection_on_the_ports_of_an_old_one_is_denied_once_it_is_forbidde
 
 /// Keeps a pod from refusing what it does not know yet.
 fn refuse_nothing(ns: &Namespace) -> Result<()> {
-    for tool in ["iptables", "ip6tables"] {
-        let rule = "-w -A OUTPUT -p tcp --tcp-flags RST RST -j DROP";
-        run(&mut ns.command(tool, rule.split(' ')))?;
-    }
-    Ok(())
+    Family::BOTH
+        .into_iter()
+        .try_for_each(|family| ns.firewall(family.tables(), "-A OUTPUT -p tcp --tcp-flags RST RST -j DROP"))
 }
 
 pub fn a_connection_that_both_ends_open_works_where_each_may_open_one(stage: &mut Stage<'_>) -> Result<()> {

@@ -42,14 +42,8 @@ pub type Mac = [u8; 6];
 
 /// That of every listener of a link.
 pub const EVERYBODY: Mac = [0xff; 6];
-
-/// That of an interface.
-pub fn mac(ns: &Namespace, interface: &str) -> Result<Mac> {
-    let text = ns.hardware_address(interface)?;
-    let bytes: Vec<u8> =
-        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("not a hardware address: {text}"))
-}
+/// That of every IPv6 node of a link (`ff02::1`).
+pub const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
 /// The version of IP that an attack uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +58,14 @@ impl Family {
     /// A pod's address.
     pub fn of(self, pod: &Pod) -> IpAddr {
         self.pick((pod.v4, pod.v6))
+    }
+
+    /// The program for its filters.
+    pub const fn tables(self) -> &'static str {
+        match self {
+            Self::V4 => "iptables",
+            Self::V6 => "ip6tables",
+        }
     }
 
     /// The node's address.
@@ -225,11 +227,11 @@ impl<'a> Stage<'a> {
     /// all others is by the node.
     pub fn on_link(&self, sender: &Pod, to: Option<&Pod>, packet: Packet) -> Result<Packet> {
         let next = match (self.network, to) {
-            (Network::Routed, _) => mac(&self.node.ns, &sender.veth)?,
-            (Network::Bridged, Some(pod)) => mac(&pod.ns, "eth0")?,
-            (Network::Bridged, None) => mac(&self.node.ns, "cni0")?,
+            (Network::Routed, _) => self.node.ns.mac(&sender.veth)?,
+            (Network::Bridged, Some(pod)) => pod.ns.mac("eth0")?,
+            (Network::Bridged, None) => self.node.ns.mac("cni0")?,
         };
-        Ok(packet.from_mac(mac(&sender.ns, "eth0")?).to_mac(next).checksummed())
+        Ok(packet.from_mac(sender.ns.mac("eth0")?).to_mac(next).checksummed())
     }
 
     /// Sends frames, and waits until as many of them as there are in `reasons` were dropped, each for its own. None may come

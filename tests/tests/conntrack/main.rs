@@ -79,16 +79,7 @@ fn a_bridge_whose_traffic_is_not_tracked_is_not_guessed_about_and_what_is_routed
     privileged_test(|| {
         let shop = Shop::tracked(Network::Bridged)?;
         let [api, db, _, hermit] = shop.pods();
-        shop.node.ns.run(|| {
-            for setting in ["iptables", "ip6tables"] {
-                // Where the module is not there, nothing needs to be switched off.
-                let path = format!("/proc/sys/net/bridge/bridge-nf-call-{setting}");
-                if std::path::Path::new(&path).exists() {
-                    std::fs::write(path, "0")?;
-                }
-            }
-            Ok(())
-        })?;
+        shop.node.ns.filter_bridged(false)?;
         let outside = shop.outside()?;
         let (mut permitted, mut untracked, mut forbidden) = (Vec::new(), Vec::new(), Vec::new());
         for at in both(db, 5432) {

@@ -8,8 +8,6 @@ use anyhow::Result;
 use portcullis_tests::Namespace;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::scene::firewall;
-
 /// Sends segments as they are told to be, and sees those that come from a port.
 pub struct Raw {
     socket: Socket,
@@ -19,7 +17,7 @@ pub struct Raw {
 impl Raw {
     pub fn new(ns: &Namespace, local: Ipv4Addr) -> Result<Self> {
         // The kernel knows nothing of these connections, and would end them.
-        firewall(ns, "iptables", "-A OUTPUT -p tcp --tcp-flags RST RST -j DROP")?;
+        ns.firewall("iptables", "-A OUTPUT -p tcp --tcp-flags RST RST -j DROP")?;
         let socket = ns.run(|| Ok(Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP))?))?;
         Ok(Self { socket, local })
     }

@@ -8,7 +8,6 @@ use aya::Pod as Plain;
 use aya::maps::{HashMap, Map, MapData};
 use portcullis::datapath::Reader;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
-use portcullis_tests::command::run;
 use portcullis_tests::node::{NODE, OUTSIDE};
 use portcullis_tests::shop::DB_OPEN_TO_API;
 use portcullis_tests::{Agent, Manifests, Namespace, Network, Node, Pod, PodObject};
@@ -66,13 +65,13 @@ impl Shop {
         let to_db = |tool, vip: IpAddr| {
             let endpoint = if vip.is_ipv4() { db.v4.to_string() } else { format!("[{}]", db.v6) };
             let rule = "-t nat -A PREROUTING -p tcp --dport 80";
-            firewall(ns, tool, &format!("{rule} -d {vip} -j DNAT --to-destination {endpoint}:5432"))
+            ns.firewall(tool, &format!("{rule} -d {vip} -j DNAT --to-destination {endpoint}:5432"))
         };
         to_db("iptables", VIP.0.into())?;
         to_db("iptables", MASQUERADED.into())?;
         to_db("ip6tables", VIP.1.into())?;
         let masquerade = "-t nat -A POSTROUTING -m conntrack --ctorigdst";
-        firewall(ns, "iptables", &format!("{masquerade} {MASQUERADED} -j SNAT --to-source {}", NODE.0))?;
+        ns.firewall("iptables", &format!("{masquerade} {MASQUERADED} -j SNAT --to-source {}", NODE.0))?;
         Ok(shop)
     }
 
@@ -92,14 +91,10 @@ impl Shop {
 /// Conntrack works in a namespace once a rule asks for its result.
 fn track(ns: &Namespace) -> Result<()> {
     for tool in ["iptables", "ip6tables"] {
-        firewall(ns, tool, "-A FORWARD -m conntrack --ctstate INVALID -j DROP")?;
-        firewall(ns, tool, "-A OUTPUT -m conntrack --ctstate INVALID -j DROP")?;
+        ns.firewall(tool, "-A FORWARD -m conntrack --ctstate INVALID -j DROP")?;
+        ns.firewall(tool, "-A OUTPUT -m conntrack --ctstate INVALID -j DROP")?;
     }
     Ok(())
-}
-
-pub fn firewall(ns: &Namespace, tool: &str, rule: &str) -> Result<()> {
-    run(&mut ns.command(tool, ["-w"].into_iter().chain(rule.split_whitespace()))).map(drop)
 }
 
 pub fn both(pod: &Pod, port: u16) -> [SocketAddr; 2] {

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use aya::maps::{HashMap, Map, PerCpuArray};
+use aya::Pod;
+use aya::maps::{HashMap, PerCpuArray};
 use aya::programs::SchedClassifier;
 use portcullis::datapath::testrun::{self, ProbeMetadata};
 use portcullis::datapath::{BENCH_OBJECT, Sizes};
@@ -39,6 +40,8 @@ const KNOWN_FLOWS: &[(&str, &str, Version)] = &[
         Version::V6,
     ),
 ];
+/// Counter slot of the flow of the limit programs.
+const COUNTER: u32 = 7;
 /// Where a test run is, unless it says where.
 const LOOPBACK: u32 = 1;
 /// Where an IPv4 frame has its destination address.
@@ -111,25 +114,19 @@ impl Reference {
                 ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
             program.load().expect("the verifier accepts it");
         }
-        // The map of the limit program gets the flow of the packet.
-        let Some(Map::LruHashMap(data)) = ebpf.take_map("LIMIT_FLOWS") else { panic!("no LIMIT_FLOWS") };
-        let mut flows: HashMap<_, FlowKey4, u32> =
-            HashMap::try_from(Map::LruHashMap(data)).expect("its layout");
+        // The maps of the limit programs get the flow of the packet.
         let (local, remote) = (u32::from_ne_bytes([10, 0, 0, 2]), u32::from_ne_bytes([10, 0, 0, 3]));
-        let key = FlowKey4::build(local, remote, (4000, 80), 6, 0);
-        flows.insert(key, 7, 0).expect("an insert");
-        let Some(Map::LruHashMap(data)) = ebpf.take_map("SHARED_FLOWS") else { panic!("no SHARED_FLOWS") };
-        let mut flows: HashMap<_, [u32; 5], u32> =
-            HashMap::try_from(Map::LruHashMap(data)).expect("its layout");
+        insert(&mut ebpf, "LIMIT_FLOWS", FlowKey4::build(local, remote, (4000, 80), 6, 0));
         let ports = u32::from_ne_bytes([0x0f, 0xa0, 0, 80]);
-        flows.insert([local, remote, ports, 6, LOOPBACK], 7, 0).expect("an insert");
+        insert(&mut ebpf, "SHARED_FLOWS", [local, remote, ports, 6, LOOPBACK]);
         let counters = ebpf.take_map("LIMIT_COUNTERS").expect("LIMIT_COUNTERS");
         let counters: PerCpuArray<_, [u64; 2]> = counters.try_into().expect("its layout");
         let packet = Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK).bytes();
         let mut reference = Self { ebpf, packet };
         for (number, name) in (1..).zip(["bench_limit", "bench_limit_shared"]) {
             reference.time(name);
-            let packets: u64 = counters.get(&7, 0).expect("a slot").iter().map(|[packets, _]| packets).sum();
+            let packets: u64 =
+                counters.get(&COUNTER, 0).expect("a slot").iter().map(|[packets, _]| packets).sum();
             assert_eq!(packets, number * u64::from(KNOWN), "{name} does not find its flow");
         }
         reference
@@ -142,6 +139,12 @@ impl Reference {
             testrun::run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs").duration,
         )
     }
+}
+
+/// A flow of a program to compare with.
+fn insert<K: Pod>(ebpf: &mut aya::Ebpf, map: &str, key: K) {
+    let flows = ebpf.take_map(map).expect("the map");
+    HashMap::<_, K, u32>::try_from(flows).expect("its layout").insert(key, COUNTER, 0).expect("an insert");
 }
 
 fn nanoseconds(duration: std::time::Duration) -> f64 {

@@ -105,14 +105,12 @@ fn desired(client: &Pod, server: &Pod) -> Desired {
 /// The endpoint of a pod.
 fn spec(node: &Node, pod: &Pod) -> Result<EndpointSpec> {
     let ifindex = node.ns.run(|| interface_index(&pod.veth))?;
-    let mac = pod.ns.hardware_address("eth0")?;
-    let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
     let uid = if pod.veth == "veth0" { "client" } else { "server" };
     Ok(EndpointSpec {
         ifindex,
         name: pod.veth.clone(),
         master: None,
-        mac: Some(bytes.try_into().ok().context("six bytes")?),
+        mac: Some(pod.ns.mac("eth0")?),
         pod: Some(uid.to_owned()),
         addresses: Vec::new(),
         unknown: Verdict::Deny,
@@ -156,6 +154,15 @@ fn between(
     })
 }
 
+/// Repeats a step; the sum of what the steps count, and how long they took.
+fn for_a_while(mut step: impl FnMut() -> Result<u64>) -> Result<(u64, Duration)> {
+    let (mut count, start) = (0, Instant::now());
+    while start.elapsed() < TIME {
+        count += step()?;
+    }
+    Ok((count, start.elapsed()))
+}
+
 fn echo(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut byte = [0];
@@ -170,14 +177,12 @@ fn exchanges(client: &Pod, server: &Pod) -> Result<f64> {
     between(client, server, echo, |at| {
         let mut stream = TcpStream::connect(at)?;
         stream.set_nodelay(true)?;
-        let (mut count, mut byte) = (0, [7]);
-        let start = Instant::now();
-        while start.elapsed() < TIME {
+        let mut byte = [7];
+        for_a_while(|| {
             stream.write_all(&byte)?;
             stream.read_exact(&mut byte)?;
-            count += 1;
-        }
-        Ok((count, start.elapsed()))
+            Ok(1)
+        })
     })
 }
 
@@ -189,16 +194,13 @@ fn connections(client: &Pod, server: &Pod) -> Result<f64> {
         stream.write_all(&byte)
     };
     between(client, server, once, |at| {
-        let mut count = 0;
-        let start = Instant::now();
-        while start.elapsed() < TIME {
+        for_a_while(|| {
             let mut stream = TcpStream::connect(at)?;
             stream.write_all(&[7])?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer)?;
-            count += u64::from(answer == [7]);
-        }
-        Ok((count, start.elapsed()))
+            Ok(u64::from(answer == [7]))
+        })
     })
 }
 
@@ -219,10 +221,7 @@ fn bulk(client: &Pod, server: &Pod) -> Result<f64> {
     between(client, server, sink, |at| {
         let mut stream = TcpStream::connect(at)?;
         let chunk = vec![7; CHUNK];
-        let start = Instant::now();
-        while start.elapsed() < TIME {
-            stream.write_all(&chunk)?;
-        }
-        Ok((received.load(Ordering::Relaxed), start.elapsed()))
+        let (_, time) = for_a_while(|| Ok(stream.write_all(&chunk).map(|()| 1)?))?;
+        Ok((received.load(Ordering::Relaxed), time))
     })
 }
