@@ -212,8 +212,7 @@ fn replace_pinned(program: &mut SchedClassifier, pin: &Path) -> bool {
 /// # Errors
 /// If the pin or the filter cannot be removed.
 pub fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
-    // The last reference of a link is its pin.
-    Pins::remove(&pins.link(ifindex, direction))?;
+    remove_link(&pins.link(ifindex, direction))?;
     remove_filter(ifindex, direction).map(drop).map_err(|error| DatapathError::Program {
         what: "detach",
         program: program_name(direction),
@@ -222,18 +221,30 @@ pub fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<(), Dat
     })
 }
 
+/// Removes a link's pin, and with it the link if nobody else holds it; the number of the program that it held.
+///
+/// The last reference of the link has to be a file descriptor: closing that detaches before it returns, while what is
+/// unpinned is detached some milliseconds later (`bpf_link_put` of the kernel), and until then the program runs on, for an
+/// endpoint that is gone, and drops.
+fn remove_link(pin: &Path) -> Result<Option<u32>, DatapathError> {
+    let link = PinnedLink::from_pin(pin).ok().map(FdLink::from);
+    let program = link.as_ref().and_then(|link| link.info().ok()).map(|info| info.program_id());
+    Pins::remove(pin)?;
+    drop(link);
+    Ok(program)
+}
+
 /// Removes the pin of a link, and sees to it that its program leaves the hook.
 ///
 /// # Errors
 /// If the pin cannot be removed, or the program stays: somebody else holds the link.
 pub fn unpin(pin: &Path, ifindex: u32, direction: Direction) -> Result<(), DatapathError> {
-    let program = PinnedLink::from_pin(pin).ok().and_then(|link| FdLink::from(link).info().ok());
-    let program = program.map(|info| info.program_id());
-    Pins::remove(pin)?;
+    let program = remove_link(pin)?;
     let egress = matches!(direction, Direction::Ingress);
     let runs =
         || sys::tcx_programs(ifindex, egress).is_ok_and(|ids| ids.iter().any(|id| Some(*id) == program));
     let start = Instant::now();
+    // Whoever holds it may be about to let go.
     while runs() {
         if start.elapsed() > LET_GO {
             return Err(DatapathError::Program {
