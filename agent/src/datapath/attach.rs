@@ -12,7 +12,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use portcullis_common::Direction;
 
 use super::clsact;
-use super::error::DatapathError;
+use super::error::{DatapathError, describe};
 use super::pins::Pins;
 use super::sys;
 
@@ -84,17 +84,6 @@ pub(super) fn classifier(
         |error: String| DatapathError::Program { what: "find", program: name, place: String::new(), error };
     let program = ebpf.program_mut(name).ok_or_else(|| failed("the object does not have it".to_owned()))?;
     program.try_into().map_err(|error: aya::programs::ProgramError| failed(error.to_string()))
-}
-
-/// An error with its causes.
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// Attaches a program to an interface, or replaces the one that an earlier agent attached, atomically. What the other

@@ -123,3 +123,42 @@ impl DatapathError {
         Self::Map { what, map: map.into(), error: error.to_string() }
     }
 }
+
+/// How many lines an error has at its end. The log of the verifier ends with what it refused, and then with figures.
+const LAST_LINES: usize = 25;
+
+/// An error with its causes; of a log of tens of thousands of lines, as the verifier can write them, the first and the last.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    shortened(text)
+}
+
+fn shortened(text: String) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    match lines.as_slice() {
+        [first, rest @ ..] if rest.len() > LAST_LINES => {
+            let (left_out, last) = rest.split_at(rest.len() - LAST_LINES);
+            format!("{first}\n({} lines left out)\n{}", left_out.len(), last.join("\n"))
+        }
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_log_the_first_and_the_last_lines_are_left() {
+        let log = |lines: usize| (0..=lines).map(|line| line.to_string()).collect::<Vec<_>>().join("\n");
+        assert_eq!(shortened(log(LAST_LINES)), log(LAST_LINES));
+        let short = shortened(log(20_000));
+        assert!(short.starts_with("0\n(19975 lines left out)\n19976\n"), "{short}");
+        assert!(short.ends_with("\n19999\n20000"), "{short}");
+    }
+}

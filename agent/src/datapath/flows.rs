@@ -10,8 +10,7 @@ use aya_obj::generated::bpf_map_type;
 use portcullis_common::abi::{ENDPOINT_SLOTS, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 
-use super::attach::describe;
-use super::error::DatapathError;
+use super::error::{DatapathError, describe};
 use super::kernel::KernelMaps;
 use super::pins::Pins;
 use super::sys::{self, NewMap};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use portcullis_common::Direction;
 
+use super::error::describe;
 use super::{Datapath, DatapathError, attach};
 
 /// Metadata that a packet is run with.
@@ -46,7 +47,7 @@ pub fn run(
         what: "test",
         program: "(probe)",
         place: String::new(),
-        error: attach::describe(&error),
+        error: describe(&error),
     })?;
     // TC_ACT_UNSPEC passes, TC_ACT_SHOT (2) drops.
     Ok(ProbeResult { passed: result.return_value == u32::MAX, duration: result.duration })
