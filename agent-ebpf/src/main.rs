@@ -141,7 +141,7 @@ trait Slow: Family {
 /// The part of the walk between a known flow and the verdict, for one family: functions of their own, because the stack
 /// of a program is 512 bytes over all nested calls.
 macro_rules! slow {
-    ($family:ty, $parse:ident, $scratch:ident, $indirect:ident, $begin:ident, $prepare:ident, $address:ident, $consult:ident, $decide:ident, $refuse:ident) => {
+    ($family:ty, $parse:ident, $direct:ident, $scratch:ident, $indirect:ident, $begin:ident, $prepare:ident, $address:ident, $consult:ident, $decide:ident, $refuse:ident) => {
         impl Slow for $family {
             #[inline(always)]
             fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
@@ -152,8 +152,8 @@ macro_rules! slow {
         #[inline(always)]
         fn $indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
             let mut step = $begin(raw, hook, slot);
-            if step == STEP_PREPARE {
-                step = $prepare(raw, slot);
+            if step == STEP_PREPARE || step == STEP_LOOKED {
+                step = $prepare(raw, slot, step);
             }
             if step == STEP_JUDGE {
                 let entries = $address(raw, slot);
@@ -179,7 +179,10 @@ macro_rules! slow {
             let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
             // SAFETY: this CPU's copy of a map value; programs of a CPU do not interrupt each other.
             let work = unsafe { &mut *work };
-            match $parse(&skb) {
+            // Most packets were parsed directly already, and have no flow.
+            let direct = $direct(&skb);
+            let looked = direct.is_some();
+            match direct.map_or_else(|| $parse(&skb), Ok) {
                 Ok(packet) => {
                     let fragment = packet.fragment as u8 != FragmentPart::Whole as u8;
                     work.transit = Transit {
@@ -190,7 +193,7 @@ macro_rules! slow {
                         metadata: skb.metadata(fragment),
                     };
                     work.key = key_of(&work.transit.packet, hook);
-                    STEP_PREPARE
+                    if looked { STEP_LOOKED } else { STEP_PREPARE }
                 }
                 Err(reason) => {
                     work.transit.hook = hook;
@@ -200,7 +203,7 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $prepare(raw: *mut __sk_buff, slot: u32) -> u32 {
+        fn $prepare(raw: *mut __sk_buff, slot: u32, step: u32) -> u32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
             let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
             // SAFETY: as in the function before.
@@ -212,8 +215,11 @@ macro_rules! slow {
             if endpoint.ifindex != path.ifindex {
                 return Reason::NoEndpoint as u32;
             }
-            // Also when direct access found no flow: the packet may have options or lie beyond the linear part.
-            if goes_first(&work.transit.packet) && known_flow(&path, endpoint, &work.transit, &work.key) {
+            // Direct access found no flow, or could not look: the packet has options, or lies beyond the linear part.
+            if step == STEP_PREPARE
+                && goes_first(&work.transit.packet)
+                && known_flow(&path, endpoint, &work.transit, &work.key)
+            {
                 return STEP_PASS;
             }
             match prepare(&path, endpoint, work) {
@@ -286,11 +292,37 @@ macro_rules! slow {
 const STEP_PASS: u32 = 0x100;
 const STEP_JUDGE: u32 = 0x200;
 const STEP_PREPARE: u32 = 0x400;
+/// As before, and the flow was looked up: there is none that lets the packet pass.
+const STEP_LOOKED: u32 = 0x1000;
 /// The packet could not be parsed: the rest is the reason, and there are no addresses to report.
 const STEP_UNPARSED: u32 = 0x800;
 
-slow!(V4, parse_ipv4, WORK4, indirect_v4, begin_v4, prepare_v4, address_v4, consult_v4, decide_v4, refuse_v4);
-slow!(V6, parse_ipv6, WORK6, indirect_v6, begin_v6, prepare_v6, address_v6, consult_v6, decide_v6, refuse_v6);
+slow!(
+    V4,
+    parse_ipv4,
+    parse_ipv4_direct,
+    WORK4,
+    indirect_v4,
+    begin_v4,
+    prepare_v4,
+    address_v4,
+    consult_v4,
+    decide_v4,
+    refuse_v4
+);
+slow!(
+    V6,
+    parse_ipv6,
+    parse_ipv6_direct,
+    WORK6,
+    indirect_v6,
+    begin_v6,
+    prepare_v6,
+    address_v6,
+    consult_v6,
+    decide_v6,
+    refuse_v6
+);
 
 /// Drops what could not even be parsed, or belongs to no endpoint, unless the mode lets everything pass.
 #[inline(always)]
