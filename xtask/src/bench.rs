@@ -17,10 +17,12 @@ pub struct Arguments {
     args: Vec<OsString>,
 }
 
-/// Builds the benchmark with optimisation and becomes it.
+/// Builds the benchmark and the agent that it starts with optimisation, and becomes the benchmark.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let built =
-        cargo::executables(["build", "--release", "--package", "portcullis-tests", "--bin", "bench"])?;
+    let packages = ["--package", "portcullis-tests", "--package", "portcullis"];
+    let built = cargo::executables(
+        ["build", "--release", "--bin", "bench", "--bin", "portcullis"].into_iter().chain(packages),
+    )?;
     let program = cargo::program(&built, "bench")?;
     let error = Command::new(&program).args(&arguments.args).exec();
     Err(error).with_context(|| format!("starting {}", program.display()))

@@ -1,4 +1,5 @@
-//! A process of its own for each measurement of memory: what an allocator kept of the one before does not count.
+//! What a measurement asks of the system: a process of its own for its memory, where what an allocator kept of the one before
+//! does not count, the processor's time, and a processor.
 
 use std::process::Command;
 
@@ -22,6 +23,22 @@ pub fn seconds() -> f64 {
     assert_eq!(result, 0, "the clock of the thread");
     std::time::Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
         .as_secs_f64()
+}
+
+/// Keeps this thread on one processor.
+///
+/// # Errors
+/// If there is no such processor, or it may not be used.
+pub fn stay_on(processor: usize) -> std::io::Result<()> {
+    // SAFETY: a set of bits is valid when it is zero.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the macro writes into the set alone; a number beyond it changes nothing.
+    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: the kernel reads the set, whose size is given; zero is this thread.
+    if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Gives back to the system what the allocator holds and nobody uses.

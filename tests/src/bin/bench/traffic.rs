@@ -1,166 +1,192 @@
-//! What the programs cost real traffic between two pods of a node: request and response over one connection (`RR`), a
-//! connection for each (`CRR`), and bulk, with and without the programs, in turn.
+//! What the agent costs real traffic between two pods of a node: request and response over one connection (`RR`), a
+//! connection for each (`CRR`), and bulk.
+//!
+//! There are three nodes of two pods each, with the connection tracking of every node of Kubernetes, and an agent on one of
+//! them. They take turns of some milliseconds, so that whatever the machine does meanwhile is done to all; what lies between
+//! the two without an agent is what the figures are good for.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use portcullis::datapath::{EndpointSpec, Sizes};
-use portcullis::policy::{Desired, PodIdentity};
-use portcullis_common::abi::{Mode, config};
-use portcullis_common::{Identity, Kind, Verdict};
-use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, only, rows};
-use portcullis_tests::netns::interface_index;
-use portcullis_tests::node::{Node, Pod};
+use portcullis_tests::agent::Agent;
+use portcullis_tests::manifests::Manifests;
+use portcullis_tests::node::Node;
+use portcullis_tests::shop::{DB_OPEN_TO_API, api_and_db};
 use serde_json::{Map, Value, json};
+use socket2::SockRef;
 
-/// Rounds, each with and without; the medians are compared.
-const ROUNDS: usize = 11;
-/// How long each measurement of a round takes.
-const TIME: Duration = Duration::from_millis(600);
-/// Port of the servers.
-const PORT: u16 = 80;
+use super::process::stay_on;
+
+/// Rounds, in which each node has a turn; the medians over them count.
+const ROUNDS: usize = 151;
+/// A node's turn.
+const TURN: Duration = Duration::from_millis(20);
+/// The port that the policy opens.
+const PORT: u16 = 5432;
+/// A rule that kube-proxy has on every node, by which the kernel tracks all connections.
+const TRACKED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
 /// What is written at once in bulk.
 const CHUNK: usize = 128 * 1024;
-/// `--new-flow-rate` if nothing else is said.
-const NEW_FLOW_RATE: u32 = 1000;
 
-/// A measurement: its name, its budget, and what it does for a while; how much it did in a second.
-type Case = (&'static str, f64, fn(&Pod, &Pod) -> Result<f64>);
-const CASES: [Case; 3] = [("TCP_RR", 0.97, exchanges), ("TCP_CRR", 0.93, connections), ("bulk", 0.98, bulk)];
+/// The processors of client and server. On one, nothing is measured but work. On two, each is woken by the other for every
+/// exchange, which on a virtual machine takes longer than all the rest.
+const PLACES: [(&str, [usize; 2]); 2] = [("one", [0, 0]), ("two", [0, 1])];
+
+/// What a client does for a turn: how much of it was done.
+type Turn = Box<dyn FnMut(Duration) -> Result<usize>>;
+/// A measurement: its name, its budget, what the server does with a connection, and what makes the client, once it is in its
+/// pod.
+struct Case {
+    name: &'static str,
+    budget: f64,
+    serve: fn(TcpStream) -> std::io::Result<()>,
+    client: fn(SocketAddr) -> Result<Turn>,
+}
+const CASES: [Case; 3] = [
+    Case { name: "TCP_RR", budget: 0.97, serve: echo, client: exchanges },
+    Case { name: "TCP_CRR", budget: 0.93, serve: answer_once, client: connections },
+    Case { name: "bulk", budget: 0.98, serve: take_all, client: bulk },
+];
+
+/// How much each node did in a second: one without an agent, the one with, another one without.
+type Round = [f64; 3];
 
 /// Measures and shows; the figures of `json` go into the report.
 pub fn run(json: bool, report: &mut Map<String, Value>) {
-    let figures = measure().expect("the traffic");
     if !json {
-        println!("\n{:<10} {:>12} {:>12} {:>8} {:>8}", "TRAFFIC", "WITHOUT", "WITH", "RATIO", "BUDGET");
-    }
-    for ((name, budget, _), [without, with]) in CASES.iter().zip(figures) {
-        let ratio = with / without;
-        if json {
-            report.insert((*name).to_owned(), json!({"without": without, "with": with, "ratio": ratio}));
-        } else {
-            println!("{name:<10} {without:>12.0} {with:>12.0} {ratio:>8.3} {budget:>8.2}");
-        }
-    }
-}
-
-/// The medians of each case, without the programs and with them.
-fn measure() -> Result<Vec<[f64; 2]>> {
-    let node = Node::routed().pods(2).build()?;
-    let (client, server) = (&node.pods[0], &node.pods[1]);
-    let specs = [spec(&node, client)?, spec(&node, server)?];
-    node.ns.run(|| {
-        let mut fixture = Fixture::new(Sizes::default());
-        fixture.desired = desired(client, server);
-        fixture.set_config(config::NEW_FLOW_RATE, NEW_FLOW_RATE);
-        let mut samples = CASES.map(|_| [Vec::new(), Vec::new()]);
-        for _ in 0..ROUNDS {
-            for (with, endpoints) in [&[][..], &specs].into_iter().enumerate() {
-                fixture.apply_with(endpoints, Mode::Enforce);
-                for ((_, _, case), samples) in CASES.iter().zip(&mut samples) {
-                    samples[with].push(case(client, server)?);
-                }
-            }
-        }
-        let median = |mut values: Vec<f64>| {
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
-        Ok(samples.into_iter().map(|pair| pair.map(median)).collect())
-    })
-}
-
-/// The server takes connections of the client to its port, and nobody else's.
-fn desired(client: &Pod, server: &Pod) -> Desired {
-    let mut desired = Desired::default();
-    for (uid, pod, number, subject) in
-        [("client", client, WEB, SUBJECT), ("server", server, WEB + 1, SUBJECT + 1)]
-    {
-        let addresses = vec![pod.v4.into(), pod.v6.into()];
-        for &address in &addresses {
-            let identity = Identity { subject, ..Identity::new(number, number, Kind::Pod) };
-            desired.ipcache.insert(address, identity);
-        }
-        let name = format!("bench/{uid}");
-        desired.pods.insert(
-            uid.to_owned(),
-            PodIdentity { name, principal: number, subject, addresses, routes: false },
+        println!(
+            "\n{:<10} {:>10} {:>14} {:>14} {:>8} {:>8} {:>8}",
+            "TRAFFIC", "PROCESSORS", "WITHOUT", "WITH", "RATIO", "BUDGET", "NOISE"
         );
     }
-    for net in ["0.0.0.0/0", "::/0"] {
-        desired.cidrs.insert(net.parse().expect("a prefix"), Identity::WORLD);
+    let nodes = [(); 3].map(|()| node().expect("a node"));
+    let [_, (node, manifests), _] = &nodes;
+    let _agent = Agent::on(&node.ns).manifests(manifests.path()).start().expect("the agent");
+    for case in &CASES {
+        for (place, processors) in PLACES {
+            let rounds = measure(&nodes, case, processors).expect("the traffic");
+            let of = |figure: fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
+            let without = of(|[one, _, other]| f64::midpoint(*one, *other));
+            let with = of(|[_, with, _]| *with);
+            let ratio = of(|[one, with, other]| with / f64::midpoint(*one, *other));
+            let noise = of(|[one, _, other]| other / one);
+            let Case { name, budget, .. } = case;
+            if json {
+                let figures = json!({"without": without, "with": with, "ratio": ratio, "noise": noise});
+                report.insert(format!("{name}-{place}"), figures);
+            } else {
+                println!(
+                    "{name:<10} {place:>10} {without:>14.0} {with:>14.0} {ratio:>8.3} {budget:>8.2} {noise:>8.3}"
+                );
+            }
+        }
     }
-    let port = only(&[(6, PORT, PORT)]);
-    desired.subjects.insert(SUBJECT, rows(Verdict::Allow, &port));
-    let mut set = (*rows(Verdict::Deny, &port)).clone();
-    set.insert((portcullis_common::Direction::Ingress, WEB), port);
-    desired.subjects.insert(SUBJECT + 1, set.into());
-    desired
 }
 
-/// The endpoint of a pod.
-fn spec(node: &Node, pod: &Pod) -> Result<EndpointSpec> {
-    let ifindex = node.ns.run(|| interface_index(&pod.veth))?;
-    let uid = if pod.veth == "veth0" { "client" } else { "server" };
-    Ok(EndpointSpec {
-        ifindex,
-        name: pod.veth.clone(),
-        master: None,
-        mac: Some(pod.ns.mac("eth0")?),
-        pod: Some(uid.to_owned()),
-        addresses: Vec::new(),
-        unknown: Verdict::Deny,
+fn node() -> Result<(Node, Manifests)> {
+    let (node, manifests) = api_and_db(DB_OPEN_TO_API)?;
+    node.ns.firewall("iptables", TRACKED)?;
+    Ok((node, manifests))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The rounds of a case.
+fn measure(nodes: &[(Node, Manifests); 3], case: &Case, processors: [usize; 2]) -> Result<Vec<Round>> {
+    thread::scope(|scope| {
+        let mut sessions = Vec::new();
+        for (node, _) in nodes {
+            sessions.push(Session::open(scope, node, case, processors)?);
+        }
+        let mut rounds = Vec::new();
+        for round in 0..ROUNDS {
+            let mut figures = Round::default();
+            // Each is as often behind each other one.
+            for turn in 0..figures.len() {
+                let at = if round % 2 == 0 { turn } else { figures.len() - 1 - turn };
+                let at = (at + round / 2) % figures.len();
+                figures[at] = sessions[at].turn()?;
+            }
+            rounds.push(figures);
+        }
+        Ok(rounds)
     })
 }
 
-/// Runs `client` in its pod while `serve` has each connection to the server, one after the other; what the client counted in
-/// the time that it says, a second. That begins behind the handshake, where there is one connection only: a lost SYN takes
-/// longer than all the rest.
-fn between(
-    client: &Pod,
-    server: &Pod,
-    serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync,
-    work: impl FnOnce(SocketAddr) -> Result<(u64, Duration)> + Send,
-) -> Result<f64> {
-    let at = SocketAddr::from((server.v4, PORT));
-    let listener = server.ns.run(|| Ok(TcpListener::bind(at)?))?;
-    let end = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let serving = scope.spawn(|| {
-            for stream in listener.incoming() {
-                if end.load(Ordering::SeqCst) {
-                    break;
-                }
-                // A client that is done leaves in the middle.
-                let _ = stream.and_then(&serve);
+/// A client and a server in the pods of a node, each a thread; dropped, they end.
+struct Session {
+    begin: Sender<()>,
+    done: Receiver<Result<f64>>,
+    listener: TcpListener,
+}
+
+impl Session {
+    fn open<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        node: &'scope Node,
+        case: &'scope Case,
+        [here, there]: [usize; 2],
+    ) -> Result<Self> {
+        let (client, server) = (&node.pods[0], &node.pods[1]);
+        let at = SocketAddr::from((server.v4, PORT));
+        let listener = server.ns.run(|| Ok(TcpListener::bind(at)?))?;
+        let accepting = listener.try_clone()?;
+        scope.spawn(move || {
+            stay_on(there).expect("the server's processor");
+            // Until nobody listens any more. A client that is done leaves in the middle.
+            for stream in accepting.incoming().map_while(Result::ok) {
+                let _ = (case.serve)(stream);
             }
         });
-        let counted = client.ns.run(|| {
-            let (count, time) = work(at)?;
-            ensure!(count > 0, "nothing was done in {time:?}");
-            #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-            Ok(count as f64 / time.as_secs_f64())
+        let (begin, turns) = channel::<()>();
+        let (tell, done) = channel();
+        scope.spawn(move || {
+            let ended = client.ns.run(|| {
+                stay_on(here)?;
+                let mut turn = (case.client)(at)?;
+                for () in turns {
+                    let start = Instant::now();
+                    let count = turn(TURN)?;
+                    ensure!(count > 0, "nothing was done in {:?}", start.elapsed());
+                    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+                    let _ = tell.send(Ok(count as f64 / start.elapsed().as_secs_f64()));
+                }
+                Ok(())
+            });
+            let _ = ended.map_err(|error| tell.send(Err(error)));
         });
-        end.store(true, Ordering::SeqCst);
-        // Whoever waits for one more connection gets it.
-        let woken = client.ns.run(|| Ok(TcpStream::connect(at)?));
-        serving.join().ok().context("the server panicked")?;
-        drop(woken);
-        counted
-    })
+        Ok(Self { begin, done, listener })
+    }
+
+    /// How much the client does in a second, by one turn.
+    fn turn(&self) -> Result<f64> {
+        // One that has ended said why.
+        let _ = self.begin.send(());
+        self.done.recv().context("the client ended without a word")?
+    }
 }
 
-/// Repeats a step; the sum of what the steps count, and how long they took.
-fn for_a_while(mut step: impl FnMut() -> Result<u64>) -> Result<(u64, Duration)> {
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Wakes the thread that accepts.
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+    }
+}
+
+/// Repeats a step for a turn; the sum of what the steps count.
+fn repeat(time: Duration, mut step: impl FnMut() -> Result<usize>) -> Result<usize> {
     let (mut count, start) = (0, Instant::now());
-    while start.elapsed() < TIME {
+    while start.elapsed() < time {
         count += step()?;
     }
-    Ok((count, start.elapsed()))
+    Ok(count)
 }
 
 fn echo(mut stream: TcpStream) -> std::io::Result<()> {
@@ -173,55 +199,56 @@ fn echo(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// Exchanges of a byte over one connection.
-fn exchanges(client: &Pod, server: &Pod) -> Result<f64> {
-    between(client, server, echo, |at| {
-        let mut stream = TcpStream::connect(at)?;
-        stream.set_nodelay(true)?;
-        let mut byte = [7];
-        for_a_while(|| {
+fn exchanges(at: SocketAddr) -> Result<Turn> {
+    let mut stream = TcpStream::connect(at)?;
+    stream.set_nodelay(true)?;
+    let mut byte = [7];
+    Ok(Box::new(move |time| {
+        repeat(time, || {
             stream.write_all(&byte)?;
             stream.read_exact(&mut byte)?;
             Ok(1)
         })
-    })
+    }))
 }
 
-/// Connections with one exchange each. The server closes first, so that the client's ports do not have to wait.
-fn connections(client: &Pod, server: &Pod) -> Result<f64> {
-    let once = |mut stream: TcpStream| {
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        stream.write_all(&byte)
-    };
-    between(client, server, once, |at| {
-        for_a_while(|| {
-            let mut stream = TcpStream::connect(at)?;
-            stream.write_all(&[7])?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer)?;
-            Ok(u64::from(answer == [7]))
-        })
-    })
+/// The server closes first, so that the client's ports do not have to wait.
+fn answer_once(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut byte = [0];
+    stream.read_exact(&mut byte)?;
+    stream.write_all(&byte)
 }
 
-/// Bytes that arrive.
-fn bulk(client: &Pod, server: &Pod) -> Result<f64> {
-    let received = AtomicU64::new(0);
-    let sink = |mut stream: TcpStream| {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            match stream.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(length) => drop(received.fetch_add(length as u64, Ordering::Relaxed)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+/// A connection with one exchange.
+fn connection(at: SocketAddr) -> Result<usize> {
+    let mut stream = TcpStream::connect(at)?;
+    stream.write_all(&[7])?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    ensure!(answer == [7], "another answer than the byte sent: {answer:?}");
+    Ok(1)
+}
+
+fn connections(at: SocketAddr) -> Result<Turn> {
+    // The first one is not counted, as the connection of the other cases is not.
+    connection(at)?;
+    Ok(Box::new(move |time| repeat(time, || connection(at))))
+}
+
+fn take_all(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ => {}
         }
-    };
-    between(client, server, sink, |at| {
-        let mut stream = TcpStream::connect(at)?;
-        let chunk = vec![7; CHUNK];
-        let (_, time) = for_a_while(|| Ok(stream.write_all(&chunk).map(|()| 1)?))?;
-        Ok((received.load(Ordering::Relaxed), time))
-    })
+    }
+}
+
+/// Bytes that the connection takes, which are as many as arrive while what lies in between is full.
+fn bulk(at: SocketAddr) -> Result<Turn> {
+    let mut stream = TcpStream::connect(at)?;
+    let chunk = vec![7; CHUNK];
+    Ok(Box::new(move |time| repeat(time, || Ok(stream.write_all(&chunk).map(|()| chunk.len())?))))
 }
