@@ -137,9 +137,10 @@ fn stream(screen: &Screen, title: &str, command: &mut Command) -> Result<Tally> 
     Ok(tally)
 }
 
-/// Lines of a test program that a person can do without.
+/// Lines of a test program that a person can do without; a program of which no test was asked for has no others.
 fn is_noise(line: &str) -> bool {
-    line.is_empty() || (line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")))
+    ["", "successes:"].contains(&line)
+        || (line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")))
 }
 
 #[cfg(test)]
@@ -156,6 +157,12 @@ mod tests {
         assert_eq!(tally, Tally { passed: 2, failed: 0 });
         let tally = shell("echo 'test result: FAILED. 2 passed; 1 failed; 0 ignored'; exit 101");
         assert_eq!(tally, Tally { passed: 2, failed: 1 });
+    }
+
+    #[test]
+    fn of_a_program_without_a_test_nothing_is_shown() {
+        let lines = ["", "running 0 tests", "successes:"];
+        assert!(lines.iter().all(|line| is_noise(line)) && !is_noise("test a ... ok"));
     }
 
     #[test]
