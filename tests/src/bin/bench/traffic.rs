@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::agent::Agent;
 use portcullis_tests::manifests::Manifests;
+use portcullis_tests::netns::Folder;
 use portcullis_tests::node::Node;
 use portcullis_tests::shop::{DB_OPEN_TO_API, api_and_db};
 use serde_json::{Map, Value, json};
@@ -63,6 +64,7 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
             "TRAFFIC", "PROCESSORS", "WITHOUT", "WITH", "RATIO", "BUDGET", "NOISE"
         );
     }
+    let _folder = Folder::open().expect("the folder of namespaces");
     let nodes = [(); 3].map(|()| node().expect("a node"));
     let [_, (node, manifests), _] = &nodes;
     let _agent = Agent::on(&node.ns).manifests(manifests.path()).start().expect("the agent");
