@@ -215,7 +215,7 @@ macro_rules! slow {
             if endpoint.ifindex != path.ifindex {
                 return Reason::NoEndpoint as u32;
             }
-            // Direct access found no flow, or could not look: the packet has options, or lies beyond the linear part.
+            // What direct access cannot parse, it could not look for: options, other protocols, headers beyond the linear part.
             if step == STEP_PREPARE
                 && goes_first(&work.transit.packet)
                 && known_flow(&path, endpoint, &work.transit, &work.key)

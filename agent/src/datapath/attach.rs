@@ -21,7 +21,7 @@ const CLSACT_PRIORITY: u16 = 1;
 /// Handle of our clsact filters, so that they can be told from others and replaced in place.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0x0071);
 
-/// How long the kernel may take to let go of a link whose last pin is gone.
+/// How long another process may still hold a link whose pin is gone.
 const LET_GO: Duration = Duration::from_secs(2);
 
 /// What is said when the name had gone to another interface.
@@ -233,7 +233,6 @@ pub fn unpin(pin: &Path, ifindex: u32, direction: Direction) -> Result<(), Datap
     let runs =
         || sys::tcx_programs(ifindex, egress).is_ok_and(|ids| ids.iter().any(|id| Some(*id) == program));
     let start = Instant::now();
-    // Whoever holds it may be about to let go.
     while runs() {
         if start.elapsed() > LET_GO {
             return Err(DatapathError::Program {
