@@ -19,10 +19,8 @@ pub struct Arguments {
 
 /// Builds the benchmark and the agent that it starts with optimisation, and becomes the benchmark.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let packages = ["--package", "portcullis-tests", "--package", "portcullis"];
-    let built = cargo::executables(
-        ["build", "--release", "--bin", "bench", "--bin", "portcullis"].into_iter().chain(packages),
-    )?;
+    let both = "build --release --package portcullis-tests --bin bench --package portcullis --bin portcullis";
+    let built = cargo::executables(both.split(' '))?;
     let program = cargo::program(&built, "bench")?;
     let error = Command::new(&program).args(&arguments.args).exec();
     Err(error).with_context(|| format!("starting {}", program.display()))

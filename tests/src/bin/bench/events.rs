@@ -12,6 +12,8 @@ use portcullis_tests::fixture::Fixture;
 use portcullis_tests::packets::{Packet, flags};
 use serde_json::{Map, Value, json};
 
+use super::figures::{median, nanoseconds};
+
 /// Samples of each.
 const ROUNDS: usize = 7;
 /// Packets of a sample: more than a second's worth.
@@ -47,14 +49,11 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
             if rate > 0 {
                 sent += u64::from(PACKETS) - (missed.missed_events().expect("a count") - before);
             }
-            samples.push(result.duration.as_secs_f64() * 1e9);
+            samples.push(nanoseconds(result.duration));
         }
     }
     assert!(sent >= u64::from(RATE) * ROUNDS as u64, "only {sent} events were sent");
-    let [off, on] = samples.map(|mut samples| {
-        samples.sort_by(f64::total_cmp);
-        samples[samples.len() / 2]
-    });
+    let [off, on] = samples.map(median);
     let ratio = on / off;
     if json {
         report

@@ -9,6 +9,8 @@ use portcullis_tests::fixture::Fixture;
 use portcullis_tests::packets::{Packet, flags};
 use serde_json::{Map, Value, json};
 
+use super::figures::{median, nanoseconds};
+
 /// Samples of each; the median counts.
 const ROUNDS: usize = 11;
 /// Runs of a packet that leaves nothing.
@@ -37,9 +39,8 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
     if !json {
         println!("\n{:<32} {:>8} {:>32}", "FLOOD", "NS", "OF A PROCESSOR AT 100,000 A SECOND");
     }
-    for (name, mut values) in samples {
-        values.sort_by(f64::total_cmp);
-        let ns = values[values.len() / 2];
+    for (name, values) in samples {
+        let ns = median(values);
         if json {
             report.insert(format!("flood-{name}"), json!({ "ns": ns }));
         } else {
@@ -50,7 +51,7 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
 
 fn repeated(fixture: &mut Fixture, packet: &Packet) -> f64 {
     let result = fixture.probe(Direction::Egress, &packet.bytes(), ProbeMetadata::default(), SAME);
-    result.duration.as_secs_f64() * 1e9
+    nanoseconds(result.duration)
 }
 
 fn different(fixture: &mut Fixture) -> f64 {
@@ -60,7 +61,7 @@ fn different(fixture: &mut Fixture) -> f64 {
         let packet = Packet::tcp("10.0.0.2", port, "10.0.0.3", 80, flags::SYN).bytes();
         let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), 1);
         assert!(result.passed, "it is permitted");
-        total += result.duration.as_secs_f64() * 1e9;
+        total += nanoseconds(result.duration);
     }
     total / count
 }

@@ -11,6 +11,7 @@
 
 mod compile;
 mod events;
+mod figures;
 mod floods;
 mod kernel;
 mod packets;

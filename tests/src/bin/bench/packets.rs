@@ -18,6 +18,7 @@ use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, always, only, rows};
 use portcullis_tests::golden::{self, Version};
 use portcullis_tests::packets::{Packet, flags};
 
+use super::figures::{median, nanoseconds};
 use super::process::seconds;
 
 /// Rounds that count, and one before them that does not.
@@ -156,10 +157,6 @@ fn known(run: impl FnOnce() -> ProbeResult) -> f64 {
     took * 1e9 / f64::from(KNOWN)
 }
 
-fn nanoseconds(duration: std::time::Duration) -> f64 {
-    duration.as_secs_f64() * 1e9
-}
-
 /// A fixture whose maps hold `identities` pods, every second of which the endpoint may talk to.
 fn populated(identities: u32) -> Fixture {
     let mut fixture = Fixture::new(Sizes::default());
@@ -268,11 +265,5 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
             sample(format!("new-flow-denied-{identities}"), new_flows(fixture, *identities, false));
         }
     }
-    samples
-        .into_iter()
-        .map(|(name, mut values)| {
-            values.sort_by(f64::total_cmp);
-            (name, values[values.len() / 2])
-        })
-        .collect()
+    samples.into_iter().map(|(name, values)| (name, median(values))).collect()
 }

@@ -20,6 +20,7 @@ use portcullis_tests::shop::{DB_OPEN_TO_API, api_and_db};
 use serde_json::{Map, Value, json};
 use socket2::SockRef;
 
+use super::figures::median;
 use super::process::stay_on;
 
 /// Rounds, in which each node has a turn; the medians over them count.
@@ -93,11 +94,6 @@ fn node() -> Result<(Node, Manifests)> {
     let (node, manifests) = api_and_db(DB_OPEN_TO_API)?;
     node.ns.firewall("iptables", TRACKED)?;
     Ok((node, manifests))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// The rounds of a case.
