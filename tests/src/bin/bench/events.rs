@@ -16,8 +16,10 @@ use super::figures::{median, nanoseconds};
 
 /// Samples of each.
 const ROUNDS: usize = 7;
-/// Packets of a sample: more than a second's worth.
-const PACKETS: u32 = 8_000_000;
+/// How long a sample takes, about: well more than a second, also if the processor's clock rises.
+const SAMPLE: Duration = Duration::from_secs(3);
+/// Packets by which it is found out how many those are.
+const FIRST: u32 = 500_000;
 /// `--event-rate` if nothing else is said.
 const RATE: u32 = 1000;
 
@@ -34,20 +36,23 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
     });
     let missed = Reader::open(fixture.folder()).expect("the maps");
     let packet = Packet::tcp("10.0.0.2", 4000, "10.0.0.4", 80, flags::SYN).bytes();
+    fixture.set_config(config::EVENT_RATE, 0);
+    let first = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), FIRST);
+    let packets = u32::try_from(SAMPLE.as_nanos() / first.duration.as_nanos()).expect("a number of packets");
     let mut samples = [Vec::new(), Vec::new()];
     let mut sent = 0;
     for _ in 0..ROUNDS {
         for (rate, samples) in [0, RATE].into_iter().zip(&mut samples) {
             fixture.set_config(config::EVENT_RATE, rate);
             let before = missed.missed_events().expect("a count");
-            let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), PACKETS);
+            let result = fixture.probe(Direction::Egress, &packet, ProbeMetadata::default(), packets);
             assert!(!result.passed, "it is denied");
             assert!(
-                result.duration * PACKETS > Duration::from_secs(1),
+                result.duration * packets > Duration::from_secs(1),
                 "a sample must last longer than a second"
             );
             if rate > 0 {
-                sent += u64::from(PACKETS) - (missed.missed_events().expect("a count") - before);
+                sent += u64::from(packets) - (missed.missed_events().expect("a count") - before);
             }
             samples.push(nanoseconds(result.duration));
         }
