@@ -181,6 +181,12 @@ const fn mix(words: u64) -> u32 {
     (mixed >> 32) as u32 ^ mixed as u32
 }
 
+/// The upper bits of a product say something of every lower bit of the word, so both halves go into those.
+#[inline(always)]
+const fn spread(word: u64, bits: u32) -> usize {
+    ((word ^ word >> 32).wrapping_mul(SPREAD) >> (u64::BITS - bits)) as usize
+}
+
 /// A flow key: how it is built, its tag and its parts.
 pub trait FlowKey: Copy + core::fmt::Debug {
     /// The address type.
@@ -195,6 +201,10 @@ pub trait FlowKey: Copy + core::fmt::Debug {
     ) -> Self;
     /// The tag that the value of this key carries.
     fn tag(&self) -> u32;
+    /// Whether both are the same, without a call.
+    fn equals(&self, other: &Self) -> bool;
+    /// A number of so many bits, on which every bit of the key has a say: the place of the key in a small table.
+    fn place(&self, bits: u32) -> usize;
     /// Address of the pod.
     fn local(&self) -> IpAddr;
     /// The other address.
@@ -243,6 +253,14 @@ impl FlowKey for FlowKey4 {
     fn tag(&self) -> u32 {
         mix(self.addresses ^ self.rest)
     }
+    #[inline(always)]
+    fn equals(&self, other: &Self) -> bool {
+        (self.addresses ^ other.addresses) | (self.rest ^ other.rest) == 0
+    }
+    #[inline(always)]
+    fn place(&self, bits: u32) -> usize {
+        spread(self.addresses ^ self.rest, bits)
+    }
     fn local(&self) -> IpAddr {
         IpAddr::from((self.addresses as u32).to_ne_bytes())
     }
@@ -277,6 +295,16 @@ impl FlowKey for FlowKey6 {
     fn tag(&self) -> u32 {
         let prefixes = (self.remote[0] ^ self.local[1]).wrapping_mul(SPREAD);
         mix(prefixes ^ self.remote[1] ^ self.local[0] ^ self.rest)
+    }
+    #[inline(always)]
+    fn equals(&self, other: &Self) -> bool {
+        let local = (self.local[0] ^ other.local[0]) | (self.local[1] ^ other.local[1]);
+        let remote = (self.remote[0] ^ other.remote[0]) | (self.remote[1] ^ other.remote[1]);
+        local | remote | (self.rest ^ other.rest) == 0
+    }
+    #[inline(always)]
+    fn place(&self, bits: u32) -> usize {
+        spread(self.local[0] ^ self.local[1] ^ self.remote[0] ^ self.remote[1] ^ self.rest, bits)
     }
     fn local(&self) -> IpAddr {
         narrow(self.local)

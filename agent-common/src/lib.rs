@@ -23,10 +23,12 @@
 pub mod abi;
 #[cfg(not(target_arch = "bpf"))]
 pub mod bytes;
+pub mod cache;
 pub mod event;
 pub mod flow;
 pub mod identity;
 pub mod judge;
+pub mod known;
 pub mod packet;
 pub mod policy;
 pub mod process;

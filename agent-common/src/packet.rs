@@ -207,12 +207,24 @@ impl<A: Copy> Parsed<A> {
 pub trait Address: Copy + Eq + core::fmt::Debug {
     /// Reads an address at a constant offset of the checked bytes.
     fn from_head<H: Head>(head: H, offset: usize) -> Self;
+    /// Whether both are the same, without a call and without a branch a word.
+    fn same(self, other: Self) -> bool;
+    /// Its words in one.
+    fn mixed(self) -> u32;
 }
 
 impl Address for u32 {
     #[inline(always)]
     fn from_head<H: Head>(head: H, offset: usize) -> Self {
         head.u32_be(offset)
+    }
+    #[inline(always)]
+    fn same(self, other: Self) -> bool {
+        self == other
+    }
+    #[inline(always)]
+    fn mixed(self) -> u32 {
+        self
     }
 }
 
@@ -221,6 +233,16 @@ impl Address for Addr6 {
     fn from_head<H: Head>(head: H, offset: usize) -> Self {
         let ([a, b], [c, d]) = (head.words_be(offset), head.words_be(offset + 8));
         Self { words_be: [a, b, c, d] }
+    }
+    #[inline(always)]
+    fn same(self, other: Self) -> bool {
+        let (a, b) = (self.words_be, other.words_be);
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+    }
+    #[inline(always)]
+    fn mixed(self) -> u32 {
+        let [a, b, c, d] = self.words_be;
+        a ^ b.rotate_left(9) ^ c.rotate_left(18) ^ d
     }
 }
 

@@ -1,19 +1,19 @@
 //! What happens to a packet: the walk from its parsed form to pass or drop, with flows, counters and events.
 //!
-//! Generic over [`Datapath`], so that the kernel programs, host tests and fuzzers run the same walk. The part for a
-//! packet of a known flow is [`known_flow`]; everything else is [`prepare`] and [`decide`].
+//! Generic over [`Datapath`], so that the kernel programs, host tests and fuzzers run the same walk. What most packets take
+//! is in [`crate::known`]; everything else is [`prepare`] and [`decide`].
 
 use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
+use crate::cache::{CachedFlow, CachedVerdict, Found, place_of};
 use crate::event::Event;
-use crate::flow::{
-    Flow, FlowKey, TOUCH_EVERY, expired, is_first_answer, key_of, next_state, origin, state, timeout_of,
-};
+use crate::flow::{Flow, FlowKey, expired, is_first_answer, key_of, next_state, origin};
 use crate::identity::{Identity, Kind};
 use crate::judge::{
     Config, Family, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin, identify,
     is_local, judge, needs_opening,
 };
-use crate::packet::{FragmentPart, IcmpRole, Parsed, tcp};
+use crate::known::{known_flow, may_replace, opens, patience, permitted_flow, remember_verdict};
+use crate::packet::{FragmentPart, IcmpRole, Parsed};
 use crate::policy::{Decision, protocol};
 use crate::reason::{Direction, Reason, Verdict};
 
@@ -37,6 +37,18 @@ pub trait Datapath<F: Family>: Maps<F> {
     fn now(&self) -> u64;
     /// The flow of an endpoint.
     fn flow(&self, slot: u32, key: &F::Key) -> Option<Self::Flow>;
+    /// What this processor remembers of a flow at a place.
+    fn cached_flow(&self, place: usize) -> Option<CachedFlow<F::Key>>;
+    /// Remembers a flow.
+    fn cache_flow(&self, place: usize, key: &F::Key, found: Found);
+    /// The epoch of a place: another one as soon as a flow that may be remembered there is no longer as it was.
+    fn epoch(&self, place: usize) -> u32;
+    /// Begins another epoch, for all processors.
+    fn next_epoch(&self, place: usize);
+    /// What this processor remembers of a judgement at a place.
+    fn cached_verdict(&self, place: usize) -> Option<CachedVerdict<F::Address>>;
+    /// Remembers a judgement.
+    fn cache_verdict(&self, place: usize, verdict: CachedVerdict<F::Address>);
     /// Takes a new flow from the budget of an endpoint and a direction; `false`: it is used up.
     fn spend(&self, slot: u32, opener: Direction, now: u64) -> bool;
     /// Gives back what a flow has taken: it was answered.
@@ -83,73 +95,6 @@ pub struct Transit<F: Family> {
     pub length: u32,
     /// Where it came from.
     pub metadata: Metadata,
-}
-
-/// Passes a packet of a known flow, if it is one: the flow's revision is in force, it is not idle for too long, and the
-/// packet does not try to open it again.
-///
-/// The pod's address need not be compared with the endpoint's before: a flow is only stored after [`admit`], under the
-/// address that was admitted, and a change of the endpoint's addresses raises the revision.
-#[inline(always)]
-pub fn known_flow<F: Family, D: Datapath<F>>(
-    path: &D,
-    endpoint: &Endpoint,
-    transit: &Transit<F>,
-    key: &F::Key,
-) -> bool {
-    if opens(&transit.packet) {
-        return false;
-    }
-    let Some(entry) = path.flow(transit.slot, key) else { return false };
-    let now = path.now();
-    let flow = entry.glance();
-    if flow.revision != endpoint.revision || flow.tag != key.tag() {
-        return false;
-    }
-    let length = u64::from(transit.length);
-    // As most packets are: of an open flow that was seen a moment ago (no time-out is that short), and not its end.
-    let open = flow.verdict == Verdict::Allow as u8 && flow.state == state::OPEN;
-    let ends = transit.packet.tcp_flags & (tcp::FIN | tcp::RST) != 0;
-    if open && !ends && now.wrapping_sub(flow.last_seen) < TOUCH_EVERY {
-        path.count(flow.slot, Verdict::Allow, length, false);
-        return true;
-    }
-    let flow = entry.load();
-    if flow.tag != key.tag() || expired(&flow, now) {
-        return false;
-    }
-    if !matches!(transit.packet.icmp, IcmpRole::Error) {
-        advance(path, &entry, &flow, transit);
-        if now.wrapping_sub(flow.last_seen) >= TOUCH_EVERY {
-            entry.touch(now);
-        }
-    }
-    let verdict = if flow.verdict == Verdict::Allow as u8 { Verdict::Allow } else { Verdict::Audit };
-    path.count(flow.slot, verdict, length, false);
-    true
-}
-
-/// What a packet does to the state of its flow.
-#[inline(always)]
-fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, transit: &Transit<F>) {
-    let from_opener = flow.opener == transit.hook as u8;
-    let next = next_state(flow.state, from_opener, transit.packet.tcp_flags);
-    if next != flow.state {
-        if is_first_answer(flow.state, from_opener) {
-            path.refund(transit.slot, transit.hook.opposite());
-        }
-        let seconds = patience(transit.packet.protocol, next, flow.origin);
-        entry.advance(next, seconds.wrapping_mul(path.config(config::HZ)));
-    }
-}
-
-/// The time-out in seconds. A flow whose origin is not its address must be gone before the kernel's conntrack gives the
-/// masqueraded ports to somebody else (120 s for an answered UDP flow, `nf_conntrack_udp_timeout_stream`). TCP needs no
-/// such bound: a new connection begins with a SYN, which is always judged.
-#[inline(always)]
-fn patience(proto: u8, life: u8, from: u32) -> u32 {
-    let seconds = timeout_of(proto, life);
-    if from != origin::ADDRESS && proto != protocol::TCP && seconds > 100 { 100 } else { seconds }
 }
 
 /// Whether the packet may be looked at as this pod's at all: its addresses and its link-level messages.
@@ -373,7 +318,10 @@ impl<F: Family> Work<F> {
 /// The whole walk of a parsed packet.
 #[inline(always)]
 pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Action {
-    if goes_first(&work.transit.packet) && known_flow(path, endpoint, &work.transit, &work.key) {
+    if goes_first(&work.transit.packet)
+        && (known_flow(path, endpoint, &work.transit, &work.key)
+            || permitted_flow(path, endpoint, &work.transit, &work.key))
+    {
         return Action::Pass;
     }
     match prepare(path, endpoint, work) {
@@ -525,12 +473,6 @@ fn orient<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut W
     Step::Judge
 }
 
-/// Whether the packet opens a connection: SYN without ACK.
-#[inline(always)]
-fn opens<A>(packet: &Parsed<A>) -> bool {
-    packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
-}
-
 /// Finds out whose the other address of the flow in the work is, and whether it is a frontend of a service; returns how
 /// many entries [`consult`] is to be called for.
 #[inline(always)]
@@ -570,6 +512,9 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
         // Without a flow there are no answers; where nothing is enforced, those pass all the same.
         let (verdict, _) = soften(path, Verdict::Deny);
         decision = Decision::new(verdict, reason);
+    }
+    if matches!(judgement.decision.verdict, Verdict::Allow) {
+        remember_verdict(path, endpoint, work, &judgement.decision, slot);
     }
     path.count(slot, decision.verdict, u64::from(work.transit.length), true);
     let denied = matches!(decision.verdict, Verdict::Deny);
@@ -617,11 +562,7 @@ fn store<F: Family, D: Datapath<F>>(
             flow.state = next_state(flow.state, from_opener, packet.tcp_flags);
             flow.last_seen = work.now;
         }
-    } else if work.has_known
-        && work.known.opener != hook as u8
-        && work.known.state & state::LIFE != state::CLOSING
-    {
-        // A SYN against a live flow of the other side does not turn it round: it may be forged.
+    } else if work.has_known && !may_replace(&work.known, hook) {
         return Ok(());
     } else {
         // What is sent again has its flow already. The node and the pod itself are not kept waiting by others.
@@ -637,7 +578,11 @@ fn store<F: Family, D: Datapath<F>>(
     flow.revision = revision;
     flow.slot = slot;
     flow.verdict = decision.verdict as u8;
-    if path.insert(work.transit.slot, &work.key, &flow) { Ok(()) } else { Err(Reason::FlowTable) }
+    if !path.insert(work.transit.slot, &work.key, &flow) {
+        return Err(Reason::FlowTable);
+    }
+    path.next_epoch(place_of(&work.key));
+    Ok(())
 }
 
 /// The verdict under the modes in force, and whether only the override made it milder.

@@ -19,13 +19,14 @@ use aya_ebpf::programs::TcContext;
 use portcullis_common::abi::{Endpoint, Mode, config, endpoint_flags};
 use portcullis_common::flow::key_of;
 use portcullis_common::judge::{Config, Family, Maps, V4, V6, endpoint_of};
+use portcullis_common::known::{known_flow, permitted_flow};
 use portcullis_common::packet::{
     ETHERNET, FragmentPart, Packet, Parsed, ethertype, parse_ipv4, parse_ipv4_direct, parse_ipv6,
     parse_ipv6_direct,
 };
 use portcullis_common::process::{
-    ARP_BYTES, Action, Datapath, Step, Transit, address, admit_arp, consult, decide, goes_first, known_flow,
-    prepare, refuse,
+    ARP_BYTES, Action, Datapath, Step, Transit, address, admit_arp, consult, decide, goes_first, prepare,
+    refuse,
 };
 use portcullis_common::reason::{Direction, Reason};
 use portcullis_common::service::SERVICE_ENTRIES;
@@ -141,7 +142,7 @@ trait Slow: Family {
 /// The part of the walk between a known flow and the verdict, for one family: functions of their own, because the stack
 /// of a program is 512 bytes over all nested calls.
 macro_rules! slow {
-    ($family:ty, $parse:ident, $direct:ident, $scratch:ident, $indirect:ident, $begin:ident, $prepare:ident, $address:ident, $consult:ident, $decide:ident, $refuse:ident) => {
+    ($family:ty, $parse:ident, $direct:ident, $scratch:ident, $indirect:ident, $begin:ident, $permit:ident, $prepare:ident, $address:ident, $consult:ident, $decide:ident, $refuse:ident) => {
         impl Slow for $family {
             #[inline(always)]
             fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
@@ -152,6 +153,9 @@ macro_rules! slow {
         #[inline(always)]
         fn $indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
             let mut step = $begin(raw, hook, slot);
+            if step == STEP_LOOKED && $permit(raw, slot) != 0 {
+                return PASS;
+            }
             if step == STEP_PREPARE || step == STEP_LOOKED {
                 step = $prepare(raw, slot, step);
             }
@@ -200,6 +204,17 @@ macro_rules! slow {
                     STEP_UNPARSED | reason as u32
                 }
             }
+        }
+
+        #[inline(never)]
+        fn $permit(raw: *mut __sk_buff, slot: u32) -> u32 {
+            let path = Path { ifindex: Skb::new(raw).ifindex() };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
+            // SAFETY: as in the function before.
+            let work = unsafe { &*work };
+            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            let same = endpoint.ifindex == path.ifindex;
+            u32::from(same && permitted_flow(&path, endpoint, &work.transit, &work.key))
         }
 
         #[inline(never)]
@@ -304,6 +319,7 @@ slow!(
     WORK4,
     indirect_v4,
     begin_v4,
+    permit_v4,
     prepare_v4,
     address_v4,
     consult_v4,
@@ -317,6 +333,7 @@ slow!(
     WORK6,
     indirect_v6,
     begin_v6,
+    permit_v6,
     prepare_v6,
     address_v6,
     consult_v6,

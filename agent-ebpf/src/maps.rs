@@ -6,6 +6,7 @@ use portcullis_common::abi::{
     Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, Fragment, FragmentKey,
     NumberKey, PairKey, config,
 };
+use portcullis_common::cache::{self, CachedFlow, CachedVerdict};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
 use portcullis_common::judge::{V4, V6};
@@ -64,6 +65,19 @@ pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 pub static FLOW_BUDGETS: Array<FlowBudget, { ENDPOINT_SLOTS as usize * 2 }> = Array::new();
 #[btf_map]
 pub static NUMBERS: HashMap<NumberKey, Digest, 262_144, NO_PREALLOC> = HashMap::new();
+
+/// What a processor remembers, see [`portcullis_common::cache`]; not pinned. One value each: an element for every place would
+/// be one more pointer to follow.
+#[btf_map]
+pub static FLOW_CACHE4: PerCpuArray<[CachedFlow<FlowKey4>; cache::FLOWS], 1> = PerCpuArray::new();
+#[btf_map]
+pub static FLOW_CACHE6: PerCpuArray<[CachedFlow<FlowKey6>; cache::FLOWS], 1> = PerCpuArray::new();
+#[btf_map]
+pub static FLOW_EPOCHS: Array<[u32; cache::FLOWS], 1> = Array::new();
+#[btf_map]
+pub static VERDICT_CACHE4: PerCpuArray<[CachedVerdict<u32>; cache::VERDICTS], 1> = PerCpuArray::new();
+#[btf_map]
+pub static VERDICT_CACHE6: PerCpuArray<[CachedVerdict<Addr6>; cache::VERDICTS], 1> = PerCpuArray::new();
 
 /// Work on the packet at hand; not pinned.
 #[btf_map]

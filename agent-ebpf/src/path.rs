@@ -8,6 +8,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use portcullis_common::abi::{Addr6, Endpoint, FlowBudget, Fragment, FragmentKey, PairKey, config};
+use portcullis_common::cache::{self, CachedFlow, CachedVerdict, Found};
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
@@ -182,7 +183,7 @@ fn service(key: &ServiceKey, into: &mut Service) -> bool {
 }
 
 macro_rules! datapath {
-    ($family:ty, $flows:ident, $key:ty) => {
+    ($family:ty, $address:ty, $flows:ident, $key:ty, $cache:ident, $verdicts:ident) => {
         impl Datapath<$family> for Path {
             type Flow = Entry;
 
@@ -195,6 +196,62 @@ macro_rules! datapath {
             #[inline(always)]
             fn flow(&self, slot: u32, key: &$key) -> Option<Entry> {
                 $flows.get(slot)?.get_ptr_mut(key).map(Entry)
+            }
+
+            #[inline(always)]
+            fn cached_flow(&self, place: usize) -> Option<CachedFlow<$key>> {
+                let flows = $cache.get_ptr(0)?;
+                // SAFETY: this CPU's copy of a map value, and a place inside of it.
+                Some(unsafe { *flows.cast::<CachedFlow<$key>>().add(place % cache::FLOWS) })
+            }
+
+            #[inline(always)]
+            fn cache_flow(&self, place: usize, key: &$key, found: Found) {
+                if let Some(flows) = $cache.get_ptr_mut(0) {
+                    // SAFETY: as above.
+                    unsafe {
+                        let flow = flows.cast::<CachedFlow<$key>>().add(place % cache::FLOWS);
+                        (*flow).key = *key;
+                        (*flow).found = found;
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn epoch(&self, place: usize) -> u32 {
+                match FLOW_EPOCHS.get_ptr(0) {
+                    // SAFETY: a map value, and a place inside of it.
+                    Some(epochs) => unsafe { read_volatile(epochs.cast::<u32>().add(place % cache::FLOWS)) },
+                    None => 0,
+                }
+            }
+
+            #[inline(always)]
+            fn next_epoch(&self, place: usize) {
+                if let Some(epochs) = FLOW_EPOCHS.get_ptr_mut(0) {
+                    // SAFETY: as above.
+                    unsafe {
+                        let epoch = epochs.cast::<u32>().add(place % cache::FLOWS);
+                        atomic_xadd::<u32, u32, { AtomicOrdering::AcqRel }>(epoch, 1);
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn cached_verdict(&self, place: usize) -> Option<CachedVerdict<$address>> {
+                let verdicts = $verdicts.get_ptr(0)?;
+                // SAFETY: as above.
+                Some(unsafe { *verdicts.cast::<CachedVerdict<$address>>().add(place % cache::VERDICTS) })
+            }
+
+            #[inline(always)]
+            fn cache_verdict(&self, place: usize, verdict: CachedVerdict<$address>) {
+                if let Some(verdicts) = $verdicts.get_ptr_mut(0) {
+                    // SAFETY: as above.
+                    unsafe {
+                        *verdicts.cast::<CachedVerdict<$address>>().add(place % cache::VERDICTS) = verdict
+                    };
+                }
             }
 
             #[inline(always)]
@@ -261,8 +318,8 @@ macro_rules! datapath {
     };
 }
 
-datapath!(V4, FLOWS4, FlowKey4);
-datapath!(V6, FLOWS6, FlowKey6);
+datapath!(V4, u32, FLOWS4, FlowKey4, FLOW_CACHE4, VERDICT_CACHE4);
+datapath!(V6, Addr6, FLOWS6, FlowKey6, FLOW_CACHE6, VERDICT_CACHE6);
 
 #[inline(always)]
 fn count(slot: u32, verdict: Verdict, bytes: u64, decision: bool) {

@@ -57,6 +57,8 @@ pub mod privileged;
 pub mod random;
 pub mod raw;
 #[cfg(feature = "agent")]
+pub mod recent;
+#[cfg(feature = "agent")]
 #[allow(clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod reference;
 pub mod residue;

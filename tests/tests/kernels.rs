@@ -25,6 +25,7 @@ const TESTS: &[Choice] = &[("verifier", &[], &KERNELS), ("differential", &[], &K
 const MORE: &[Choice] = &[
     ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"], &KERNELS),
     ("golden", &["every_case_does_what_the_table_says_in_the_kernel_and_on_the_host"], &KERNELS),
+    ("cache", &[], &[OLDEST]),
     ("packets", &[], &[OLDEST]),
     ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"], &KERNELS),
     (

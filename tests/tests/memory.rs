@@ -11,7 +11,9 @@ use aya::maps::MapData;
 use ipnet::IpNet;
 use portcullis::datapath::{Pins, Reader, Sizes};
 use portcullis::policy::{Desired, RowSet};
-use portcullis_common::abi::names;
+use portcullis_common::abi::{Addr6, names};
+use portcullis_common::cache::{self, CachedFlow, CachedVerdict};
+use portcullis_common::flow::{FlowKey4, FlowKey6};
 use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::deploy;
 use portcullis_tests::fixture::{add_frontend, always, with_fixture};
@@ -24,6 +26,10 @@ const CPUS: u64 = 128;
 const PROCESS: u64 = 300 << 20;
 /// `NUMBERS` and `SLOTS`, which traffic and time fill: 262,144 and 16,384 entries of less than 128 bytes.
 const OTHERS: u64 = (262_144 + 16_384) * 128;
+/// What each processor remembers (`portcullis_common::cache`), in maps that are not pinned.
+const REMEMBERED: usize = cache::FLOWS
+    * (size_of::<CachedFlow<FlowKey4>>() + size_of::<CachedFlow<FlowKey6>>())
+    + cache::VERDICTS * (size_of::<CachedVerdict<u32>>() + size_of::<CachedVerdict<Addr6>>());
 /// Rows of a subject in this test.
 const ROWS: u32 = 128;
 
@@ -96,7 +102,8 @@ fn full_maps_flows_of_many_pods_and_the_process_fit_into_the_limit_of_the_contai
         let slot = fs::read_dir(pins.flows()).unwrap().map(|entry| bytes(&entry.unwrap().path()));
         let flows: u64 = slot.sum();
         assert!(flows > 500_000, "one pod's flow tables: {flows}");
-        let worst = full + counters + OTHERS + PODS * flows + PROCESS;
+        let remembered = u64::try_from(REMEMBERED).unwrap() * CPUS;
+        let worst = full + counters + remembered + OTHERS + PODS * flows + PROCESS;
         println!(
             "maps: {empty} bytes empty and {full} full with {cpus} CPUs, {} full with {CPUS}; a pod's flows: {flows}; \
              altogether {worst} of {}",

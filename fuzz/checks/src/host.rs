@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use portcullis_common::abi::{Addr6, Counters, Endpoint, Fragment, FragmentKey, Mode, PairKey, config};
 use portcullis_common::bytes::Bytes;
+use portcullis_common::cache::{CachedFlow, CachedVerdict, Found};
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::judge::{Config, Family, Maps, Metadata, V4, V6};
@@ -40,6 +41,11 @@ pub struct Host {
     flows4: RefCell<HashMap<FlowKey4, Entry>>,
     flows6: RefCell<HashMap<FlowKey6, Entry>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    cached4: RefCell<HashMap<usize, CachedFlow<FlowKey4>>>,
+    cached6: RefCell<HashMap<usize, CachedFlow<FlowKey6>>>,
+    epochs: RefCell<HashMap<usize, u32>>,
+    verdicts4: RefCell<HashMap<usize, CachedVerdict<u32>>>,
+    verdicts6: RefCell<HashMap<usize, CachedVerdict<Addr6>>>,
     /// New flows that are not answered yet, by direction.
     unanswered: [Cell<u32>; 2],
     pairs: RefCell<Vec<(PairKey, Counters)>>,
@@ -83,6 +89,11 @@ impl Host {
             flows4: RefCell::default(),
             flows6: RefCell::default(),
             fragments: RefCell::default(),
+            cached4: RefCell::default(),
+            cached6: RefCell::default(),
+            epochs: RefCell::default(),
+            verdicts4: RefCell::default(),
+            verdicts6: RefCell::default(),
             unanswered: [const { Cell::new(0) }; 2],
             pairs: RefCell::default(),
             drops: RefCell::default(),
@@ -105,6 +116,10 @@ impl Host {
         self.flows4.borrow_mut().clear();
         self.flows6.borrow_mut().clear();
         self.fragments.borrow_mut().clear();
+        self.cached4.borrow_mut().clear();
+        self.cached6.borrow_mut().clear();
+        self.verdicts4.borrow_mut().clear();
+        self.verdicts6.borrow_mut().clear();
     }
 
     /// Dropped packets of a reason and a direction.
@@ -270,7 +285,7 @@ impl Config for Host {
 }
 
 macro_rules! datapath {
-    ($family:ty, $address:ty, $key:ty, $flows:ident, $wide:expr) => {
+    ($family:ty, $address:ty, $key:ty, $flows:ident, $cached:ident, $verdicts:ident, $wide:expr) => {
         impl Maps<$family> for Host {
             fn exact(&self, address: $address) -> Option<Identity> {
                 self.tables.addresses.get(&$wide(address)).copied()
@@ -297,6 +312,24 @@ macro_rules! datapath {
             fn insert(&self, _: u32, key: &$key, flow: &Flow) -> bool {
                 self.$flows.borrow_mut().insert(*key, Entry(Rc::new(Cell::new(*flow))));
                 true
+            }
+            fn cached_flow(&self, place: usize) -> Option<CachedFlow<$key>> {
+                self.$cached.borrow().get(&place).copied()
+            }
+            fn cache_flow(&self, place: usize, key: &$key, found: Found) {
+                self.$cached.borrow_mut().insert(place, CachedFlow { key: *key, found });
+            }
+            fn epoch(&self, place: usize) -> u32 {
+                self.epochs.borrow().get(&place).copied().unwrap_or(0)
+            }
+            fn next_epoch(&self, place: usize) {
+                *self.epochs.borrow_mut().entry(place).or_default() += 1;
+            }
+            fn cached_verdict(&self, place: usize) -> Option<CachedVerdict<$address>> {
+                self.$verdicts.borrow().get(&place).copied()
+            }
+            fn cache_verdict(&self, place: usize, verdict: CachedVerdict<$address>) {
+                self.$verdicts.borrow_mut().insert(place, verdict);
             }
             fn spend(&self, _: u32, opener: Direction, _: u64) -> bool {
                 self.spent(opener)
@@ -333,5 +366,5 @@ macro_rules! datapath {
     };
 }
 
-datapath!(V4, u32, FlowKey4, flows4, |address: u32| IpAddr::from(address.to_ne_bytes()));
-datapath!(V6, Addr6, FlowKey6, flows6, |address: Addr6| IpAddr::from(address.to_bytes()));
+datapath!(V4, u32, FlowKey4, flows4, cached4, verdicts4, |address: u32| IpAddr::from(address.to_ne_bytes()));
+datapath!(V6, Addr6, FlowKey6, flows6, cached6, verdicts6, |address: Addr6| IpAddr::from(address.to_bytes()));

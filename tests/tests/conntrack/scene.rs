@@ -9,6 +9,7 @@ use aya::maps::{HashMap, Map, MapData};
 use portcullis::datapath::Reader;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_tests::node::{NODE, OUTSIDE};
+use portcullis_tests::recent::forget_recent;
 use portcullis_tests::shop::DB_OPEN_TO_API;
 use portcullis_tests::{Agent, Manifests, Namespace, Network, Node, Pod, PodObject};
 
@@ -105,7 +106,7 @@ pub fn outside_at(port: u16) -> [SocketAddr; 2] {
     [SocketAddr::new(OUTSIDE.0.into(), port), SocketAddr::new(OUTSIDE.1.into(), port)]
 }
 
-/// Takes every flow out of the pinned tables, as if newer ones had pushed them out.
+/// Takes every flow out of the pinned tables, as if newer ones had pushed them out: none of them was used a moment ago then.
 pub fn forget_flows(agent: &Agent<'_>, pod: &Pod) -> Result<()> {
     let local_be = u32::from_ne_bytes(pod.v4.octets());
     let found = Reader::open(agent.bpffs())?.endpoints()?;
@@ -116,7 +117,7 @@ pub fn forget_flows(agent: &Agent<'_>, pod: &Pod) -> Result<()> {
     let forgotten = forget::<FlowKey4>(&folder.join(format!("{slot}-4")))?
         + forget::<FlowKey6>(&folder.join(format!("{slot}-6")))?;
     ensure!(forgotten > 0, "there was no flow to forget at {}", pod.veth);
-    Ok(())
+    forget_recent()
 }
 
 fn forget<K: Plain>(pin: &Path) -> Result<usize> {

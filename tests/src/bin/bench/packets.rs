@@ -1,6 +1,10 @@
 //! What a packet costs, measured by the kernel (`BPF_PROG_TEST_RUN`) in one run: an empty program, the limit (parse, one
 //! LRU lookup, one per-CPU array update), the same with a table that all endpoints share, and ours.
 //!
+//! A flow that was used a moment ago is not looked up in its table, and a verdict that was given to the like of a new flow not
+//! looked for (`portcullis_common::cache`). What it costs without that is measured, too: new flows are judged unless they are
+//! called remembered, and a packet that ends its flow is always looked up.
+//!
 //! Every round runs each case once, in turn, so that a change of the machine's speed hits all of them alike; the figure
 //! of a case is the median of its rounds. Net is what is left without the empty program; ratios are of net figures.
 
@@ -12,6 +16,7 @@ use aya::maps::{HashMap, PerCpuArray};
 use aya::programs::SchedClassifier;
 use portcullis::datapath::testrun::{self, ProbeMetadata, ProbeResult};
 use portcullis::datapath::{BENCH_OBJECT, Sizes};
+use portcullis_common::abi::config;
 use portcullis_common::flow::{FlowKey as _, FlowKey4};
 use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, always, only, rows};
@@ -43,6 +48,11 @@ const KNOWN_FLOWS: &[(&str, &str, Version)] = &[
         Version::V6,
     ),
 ];
+/// The same flows, with a packet that is looked up in the table each time: where a frame has its TCP flags.
+const LOOKED_UP: &[(&str, usize, Version)] =
+    &[("known-flow-ipv4-looked-up", 47, Version::V4), ("known-flow-ipv6-looked-up", 67, Version::V6)];
+/// One in so many allowed new flows would be reported, so each is judged.
+const JUDGE: u32 = u32::MAX;
 /// Counter slot of the flow of the limit programs.
 const COUNTER: u32 = 7;
 /// Where a test run is, unless it says where.
@@ -94,6 +104,7 @@ fn round(value: f64) -> f64 {
 /// The names in the order of the story.
 fn order(figures: &BTreeMap<String, f64>) -> Vec<String> {
     let known = KNOWN_FLOWS.iter().map(|(name, ..)| *name);
+    let known = known.chain(LOOKED_UP.iter().map(|(name, ..)| *name));
     let mut names: Vec<String> =
         ["empty", "limit", "limit-shared"].into_iter().chain(known).map(str::to_owned).collect();
     for size in IDENTITIES {
@@ -179,6 +190,7 @@ fn populated(identities: u32) -> Fixture {
     set.insert((Direction::Egress, PORTS_CLASS), only(&ranges));
     fixture.desired.subjects.insert(SUBJECT, std::sync::Arc::new(set));
     fixture.apply();
+    fixture.set_config(config::SAMPLE, JUDGE);
     fixture
 }
 
@@ -187,6 +199,16 @@ fn new_flow_by_ports(fixture: &mut Fixture) -> f64 {
     let (hook, mut packet) = golden::ready("a SYN to a permitted port opens a flow", Version::V4, fixture);
     packet[DESTINATION].copy_from_slice(&PORTS_PEER.octets());
     let result = fixture.probe(hook, &packet, ProbeMetadata::default(), PEERS * NEW);
+    assert!(result.passed);
+    nanoseconds(result.duration)
+}
+
+/// A SYN whose like was judged and permitted before.
+fn new_flow_remembered(fixture: &mut Fixture) -> f64 {
+    let (hook, packet) = golden::ready("a SYN to a permitted port opens a flow", Version::V4, fixture);
+    fixture.set_config(config::SAMPLE, 0);
+    let result = fixture.probe(hook, &packet, ProbeMetadata::default(), PEERS * NEW);
+    fixture.set_config(config::SAMPLE, JUDGE);
     assert!(result.passed);
     nanoseconds(result.duration)
 }
@@ -253,6 +275,16 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
             let run = || fixture.probe(hook, &packet, ProbeMetadata::default(), KNOWN);
             sample((*name).to_owned(), known(run));
         }
+        for (name, flags_at, version) in LOOKED_UP {
+            let fixture = &mut fixtures[0].1;
+            let (hook, mut packet) = golden::ready(KNOWN_FLOWS[0].1, *version, fixture);
+            packet[*flags_at] |= flags::FIN;
+            sample(
+                (*name).to_owned(),
+                known(|| fixture.probe(hook, &packet, ProbeMetadata::default(), KNOWN)),
+            );
+        }
+        sample("new-flow-remembered".to_owned(), new_flow_remembered(&mut fixtures[0].1));
         sample("new-flow-allowed-ports".to_owned(), new_flow_by_ports(&mut fixtures[0].1));
         if round % SELDOM == 0 {
             for rate in CHANGES {
