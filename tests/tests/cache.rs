@@ -12,12 +12,12 @@ use aya::maps::{HashMap, Map, MapData};
 use portcullis::datapath::Pins;
 use portcullis::datapath::inspect::{self, AnyKey};
 use portcullis::datapath::testrun::ProbeMetadata;
-use portcullis_common::abi::config;
+use portcullis_common::abi::{Mode, config};
 use portcullis_common::flow::{Flow, FlowKey as _, FlowKey4, state};
 use portcullis_common::policy::wildcard_of;
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::fixture::{
-    API, Fixture, INTRUDER, SUBJECT, WEB, add_frontend, always, rows, with_fixture,
+    API, Fixture, INTRUDER, SUBJECT, WEB, add_frontend, always, endpoint, rows, with_fixture,
 };
 use portcullis_tests::packets::{Packet, flags};
 
@@ -320,5 +320,18 @@ fn a_syn_that_is_sent_again_is_charged_once() {
         }
         assert!(f.sends(&sent(4002, SYN)));
         assert_eq!(f.drops(Reason::FlowBudget, EGRESS), 0);
+    });
+}
+
+#[test]
+fn what_is_only_audited_is_counted_as_such_with_every_packet() {
+    remembering(|f| {
+        f.apply_with(&[endpoint()], Mode::Audit);
+        let asks = Packet::tcp("10.0.0.2", 4000, "10.0.0.4", 80, ACK);
+        let answers = |flags| Packet::tcp("10.0.0.4", 80, "10.0.0.2", 4000, flags);
+        assert!(f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.4", 80, SYN)));
+        assert!(f.receives(&answers(SYN | ACK)) && f.sends(&asks));
+        assert!(f.sends(&asks) && f.sends(&asks) && f.receives(&answers(ACK)));
+        assert_eq!(f.counters(API, INTRUDER, EGRESS).packets, [0, 0, 6]);
     });
 }
