@@ -335,3 +335,19 @@ fn what_is_only_audited_is_counted_as_such_with_every_packet() {
         assert_eq!(f.counters(API, INTRUDER, EGRESS).packets, [0, 0, 6]);
     });
 }
+
+#[test]
+fn what_is_remembered_is_used() {
+    remembering(|f| {
+        open(f, 4000);
+        assert!(f.sends(&sent(4001, SYN)));
+        // Behind the back of the agent: nothing says that the policy is gone.
+        let mut maps = inspect::open(f.folder()).expect("the maps");
+        maps.subjects.set(SUBJECT, 0, 0).expect("a write");
+        for port in [4002, 4001, 4000] {
+            assert!(f.sends(&sent(port, SYN)), "port {port}");
+        }
+        f.set_config(config::SAMPLE, u32::MAX);
+        assert!(!f.sends(&sent(4003, SYN)), "whoever samples judges each");
+    });
+}
