@@ -57,7 +57,8 @@ pub fn known_flow<F: Family, D: Datapath<F>>(
     if flow.revision != endpoint.revision || flow.tag != tag {
         return false;
     }
-    let found = Found { slot: flow.slot, ..found };
+    // That of the judgement: the endpoint's may be another one by now.
+    let found = Found { slot: flow.slot, revision: flow.revision, ..found };
     let allowed = flow.verdict == Verdict::Allow as u8;
     // As most packets are: of an open flow that was seen a moment ago (no time-out is that short), and not its end.
     if allowed && flow.state == state::OPEN && !ends && now.wrapping_sub(flow.last_seen) < TOUCH_EVERY {
@@ -153,7 +154,8 @@ pub fn permitted_flow<F: Family, D: Datapath<F>>(
     let seconds = patience(packet.protocol, state::NEW, origin::ADDRESS);
     let flow = Flow {
         tag: key.tag(),
-        revision: endpoint.revision,
+        // That of the judgement: the endpoint's may be another one by now.
+        revision: cached.key.revision,
         last_seen: now,
         timeout: seconds.wrapping_mul(path.config(config::HZ)),
         slot: cached.slot,

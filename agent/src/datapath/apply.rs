@@ -62,7 +62,25 @@ impl Datapath {
         Ok(applied)
     }
 
+    /// Writes what is in scope. After an error what was written before it may already deny what flows and processors have
+    /// for permitted, so they are not believed either.
     fn write(
+        &mut self,
+        desired: &Desired,
+        scope: &Scope,
+        endpoints: &[EndpointSpec],
+        mode: Mode,
+        applied: &mut Applied,
+    ) -> Result<(), DatapathError> {
+        let written = self.write_all(desired, scope, endpoints, mode, applied);
+        if written.is_err() {
+            // The next apply compares everything, and says what cannot be written.
+            let _ = self.raise_revision();
+        }
+        written
+    }
+
+    fn write_all(
         &mut self,
         desired: &Desired,
         scope: &Scope,
