@@ -14,6 +14,9 @@ const SECOND_SYN: f64 = 0.9;
 /// A held connection is silent if no answer came for so long: whoever holds it opens another one after three seconds.
 const SILENCE: f64 = 3.0;
 
+/// How long a try waits for its connection.
+const PATIENCE: f64 = 3.0;
+
 /// Sets `s` to how many SYNs were sent again in this network so far, without starting a program.
 const RESENT: &str = "resent() { h=; while read -r k l; do if [ $k = TcpExt: ]; then \
      if [ -z \"$h\" ]; then h=$l; else v=$l; break; fi; fi; done < /proc/net/netstat; \
@@ -63,6 +66,15 @@ struct Try {
     resent: u64,
 }
 
+impl Try {
+    /// Whether it was over before its program had the time to send: it waited for as long as it would, and no SYN of the pod was
+    /// sent again meanwhile, as the kernel does after a second with one that was dropped. So it is on a machine that is too
+    /// busy, and says nothing of verdicts.
+    fn was_starved(&self, before: &Self) -> bool {
+        !self.passed && self.to - self.from >= PATIENCE && self.resent == before.resent
+    }
+}
+
 /// What a pod saw of the connection that it held.
 #[derive(Debug, Default)]
 struct Hold {
@@ -97,6 +109,8 @@ pub struct Findings {
     pub delayed: usize,
     /// SYNs that permitted pods had to send again after every target had answered them once.
     pub lost_late: u64,
+    /// Permitted tries whose time was over before they could send anything.
+    pub starved: usize,
     /// The longest time from a pod's first try to its first connection, where it is permitted.
     pub longest_wait: f64,
     /// Pods that held a connection from their first moment.
@@ -110,12 +124,12 @@ pub struct Findings {
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sequences, tries, passed_early, refused_early, delayed, longest_wait, .. } = self;
-        let Self { held, answers, reopened, lost_late, .. } = self;
+        let Self { held, answers, reopened, lost_late, starved, .. } = self;
         write!(
             f,
             "{sequences} sequences of {tries} tries: {passed_early} passed before the first refusal, {refused_early} \
              refused before the first answer, {delayed} took a second, longest wait {longest_wait:.2} s, {lost_late} SYNs \
-             lost later; {held} pods held a connection: {answers} answers, opened again {reopened} times"
+             lost later, {starved} tries could not send in time; {held} pods held a connection: {answers} answers, opened again {reopened} times"
         )
     }
 }
@@ -210,8 +224,11 @@ impl Tries {
             let early = tries.len() - judged.skip_while(|one| !one.passed).count();
             let first =
                 tries.get(early).with_context(|| format!("{pod} -> {target} never passed: {tries:?}"))?;
-            let later = tries[early..].iter().filter(|one| !one.passed).count();
+            let pairs = || tries[early..].windows(2);
+            let starved = pairs().filter(|pair| pair[1].was_starved(&pair[0])).count();
+            let later = pairs().filter(|pair| !pair[1].passed).count() - starved;
             ensure!(later == 0, "{pod} -> {target} was refused {later} times after an answer: {tries:?}");
+            findings.starved += starved;
             findings.refused_early += tries[..early].iter().filter(|one| !one.passed).count();
             findings.delayed +=
                 tries.iter().filter(|one| one.passed && one.to - one.from > SECOND_SYN).count();
@@ -292,6 +309,14 @@ mod tests {
         assert_eq!((found.held, found.answers, found.reopened), (1, 2, 1));
         assert!((found.longest_wait - 3.1).abs() < 0.01, "{found}");
         for wrong in ["try db 0.1 0.2 passed 0; try db 0.3 3.3 refused 1", "try db 0.1 3.1 refused 1"] {
+            assert!(tries(&[ON, wrong]).permitted(|_, _| false).is_err(), "{wrong}");
+        }
+        let starved = "try db 0.1 0.2 passed 1; try db 0.3 3.4 refused 1; try db 3.5 3.6 passed 1";
+        assert_eq!(tries(&[ON, starved]).permitted(|_, _| false).unwrap().starved, 1);
+        for wrong in [
+            "try db 0.1 0.2 passed 0; try db 0.3 3.4 refused 2",
+            "try db 0.1 0.2 passed 0; try db 0.3 0.4 refused 0",
+        ] {
             assert!(tries(&[ON, wrong]).permitted(|_, _| false).is_err(), "{wrong}");
         }
         let silent = tries(&[ON, &ON.replace("held db 8.9; ", "")]).permitted(|_, _| false).unwrap_err();
