@@ -5,7 +5,7 @@
 //! what was remembered is forgotten. A place is one of few and belongs to who came last; nothing is lost by that but time.
 
 use crate::abi::{Addr6, map_type};
-use crate::flow::{FlowKey, FlowKey4, FlowKey6};
+use crate::flow::{FlowKey, FlowKey4, FlowKey6, spread};
 use crate::packet::Address;
 
 /// How many flows of a version a processor remembers; a power of two.
@@ -108,7 +108,7 @@ impl<A: Address> VerdictKey<A> {
         let ports = self.port as u32 | (self.protocol as u32) << 16;
         let words =
             self.remote.mixed() ^ self.local.mixed().rotate_left(7) ^ ports ^ self.ifindex.rotate_left(20);
-        (words.wrapping_mul(0x9e37_79b1) >> 16) as usize % VERDICTS
+        spread(words as u64, VERDICTS.ilog2())
     }
 
     /// Whether both are the same.

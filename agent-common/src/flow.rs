@@ -183,7 +183,7 @@ const fn mix(words: u64) -> u32 {
 
 /// The upper bits of a product say something of every lower bit of the word, so both halves go into those.
 #[inline(always)]
-const fn spread(word: u64, bits: u32) -> usize {
+pub(crate) const fn spread(word: u64, bits: u32) -> usize {
     ((word ^ word >> 32).wrapping_mul(SPREAD) >> (u64::BITS - bits)) as usize
 }
 

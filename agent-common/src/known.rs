@@ -104,9 +104,22 @@ fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, tr
 /// masqueraded ports to somebody else (120 s for an answered UDP flow, `nf_conntrack_udp_timeout_stream`). TCP needs no
 /// such bound: a new connection begins with a SYN, which is always judged.
 #[inline(always)]
-pub fn patience(proto: u8, life: u8, from: u32) -> u32 {
+fn patience(proto: u8, life: u8, from: u32) -> u32 {
     let seconds = timeout_of(proto, life);
     if from != origin::ADDRESS && proto != protocol::TCP && seconds > 100 { 100 } else { seconds }
+}
+
+/// Writes a flow, with its tag and the time-out of its state, in place of what may be remembered of its key; `false` if the
+/// table did not take it.
+#[inline(always)]
+pub fn put<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key: &F::Key, flow: Flow) -> bool {
+    let seconds = patience(transit.packet.protocol, flow.state, flow.origin);
+    let timeout = seconds.wrapping_mul(path.config(config::HZ));
+    let stored = path.insert(transit.slot, key, &Flow { tag: key.tag(), timeout, ..flow });
+    if stored {
+        path.next_epoch(place_of(key));
+    }
+    stored
 }
 
 /// Whether a SYN that passes this hook makes a live flow a new one. A flow of the other side it does not: the SYN may be
@@ -151,21 +164,17 @@ pub fn permitted_flow<F: Family, D: Datapath<F>>(
     if charged && !path.spend(transit.slot, transit.hook, now) {
         return false;
     }
-    let seconds = patience(packet.protocol, state::NEW, origin::ADDRESS);
     let flow = Flow {
-        tag: key.tag(),
         // That of the judgement: the endpoint's may be another one by now.
         revision: cached.key.revision,
         last_seen: now,
-        timeout: seconds.wrapping_mul(path.config(config::HZ)),
         slot: cached.slot,
         opener: transit.hook as u8,
         ..Flow::default()
     };
-    if !path.insert(transit.slot, key, &flow) {
+    if !put(path, transit, key, flow) {
         return false;
     }
-    path.next_epoch(place_of(key));
     path.count(cached.slot, Verdict::Allow, u64::from(transit.length), true);
     true
 }

@@ -4,7 +4,7 @@
 //! is in [`crate::known`]; everything else is [`prepare`] and [`decide`].
 
 use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
-use crate::cache::{CachedFlow, CachedVerdict, Found, place_of};
+use crate::cache::{CachedFlow, CachedVerdict, Found};
 use crate::event::Event;
 use crate::flow::{Flow, FlowKey, expired, is_first_answer, key_of, next_state, origin};
 use crate::identity::{Identity, Kind};
@@ -12,7 +12,7 @@ use crate::judge::{
     Config, Family, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin, identify,
     is_local, judge, needs_opening,
 };
-use crate::known::{known_flow, may_replace, opens, patience, permitted_flow, remember_verdict};
+use crate::known::{known_flow, may_replace, opens, permitted_flow, put, remember_verdict};
 use crate::packet::{FragmentPart, IcmpRole, Parsed};
 use crate::policy::{Decision, protocol};
 use crate::reason::{Direction, Reason, Verdict};
@@ -573,16 +573,10 @@ fn store<F: Family, D: Datapath<F>>(
         flow =
             Flow { last_seen: work.now, opener: hook as u8, origin: work.question.origin, ..Flow::default() };
     }
-    flow.timeout = patience(packet.protocol, flow.state, flow.origin).wrapping_mul(path.config(config::HZ));
-    flow.tag = work.key.tag();
     flow.revision = revision;
     flow.slot = slot;
     flow.verdict = decision.verdict as u8;
-    if !path.insert(work.transit.slot, &work.key, &flow) {
-        return Err(Reason::FlowTable);
-    }
-    path.next_epoch(place_of(&work.key));
-    Ok(())
+    if put(path, &work.transit, &work.key, flow) { Ok(()) } else { Err(Reason::FlowTable) }
 }
 
 /// The verdict under the modes in force, and whether only the override made it milder.

@@ -219,21 +219,15 @@ macro_rules! datapath {
 
             #[inline(always)]
             fn epoch(&self, place: usize) -> u32 {
-                match FLOW_EPOCHS.get_ptr(0) {
-                    // SAFETY: a map value, and a place inside of it.
-                    Some(epochs) => unsafe { read_volatile(epochs.cast::<u32>().add(place % cache::FLOWS)) },
-                    None => 0,
-                }
+                // SAFETY: a map value.
+                epoch(place).map_or(0, |epoch| unsafe { read_volatile(epoch) })
             }
 
             #[inline(always)]
             fn next_epoch(&self, place: usize) {
-                if let Some(epochs) = FLOW_EPOCHS.get_ptr_mut(0) {
-                    // SAFETY: as above.
-                    unsafe {
-                        let epoch = epochs.cast::<u32>().add(place % cache::FLOWS);
-                        atomic_xadd::<u32, u32, { AtomicOrdering::AcqRel }>(epoch, 1);
-                    }
+                if let Some(epoch) = epoch(place) {
+                    // SAFETY: an aligned word of a map value.
+                    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::AcqRel }>(epoch, 1) };
                 }
             }
 
@@ -320,6 +314,13 @@ macro_rules! datapath {
 
 datapath!(V4, u32, FLOWS4, FlowKey4, FLOW_CACHE4, VERDICT_CACHE4);
 datapath!(V6, Addr6, FLOWS6, FlowKey6, FLOW_CACHE6, VERDICT_CACHE6);
+
+/// The epoch of a place, which is one for all CPUs.
+#[inline(always)]
+fn epoch(place: usize) -> Option<*mut u32> {
+    // SAFETY: a place inside of a map value.
+    Some(unsafe { FLOW_EPOCHS.get_ptr_mut(0)?.cast::<u32>().add(place % cache::FLOWS) })
+}
 
 #[inline(always)]
 fn count(slot: u32, verdict: Verdict, bytes: u64, decision: bool) {

@@ -52,6 +52,7 @@ pub mod packets;
 pub mod picture;
 pub mod poll;
 pub mod privileged;
+pub mod processors;
 #[cfg(feature = "agent")]
 #[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod random;

@@ -1,11 +1,27 @@
 //! For who takes flows out of the tables, or lets time pass for them, behind the back of the programs.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, Map, MapData, loaded_maps};
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, loaded_maps};
 use portcullis_common::cache::FLOWS;
 
 /// The map of epochs (`agent-ebpf/src/maps.rs`). It is not pinned.
 const EPOCHS: &str = "FLOW_EPOCHS";
+
+/// Takes every entry out of a pinned LRU hash; returns how many there were.
+///
+/// # Errors
+/// If there is no such map, or it cannot be written.
+pub fn empty<K: Pod, V: Pod>(pin: &Path) -> Result<usize> {
+    let mut map: HashMap<MapData, K, V> = Map::LruHashMap(MapData::from_pin(pin)?).try_into()?;
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    for key in &keys {
+        map.remove(key)?;
+    }
+    Ok(keys.len())
+}
 
 /// Lets every packet look its flow up, as after a moment without packets: of all programs on this machine, to which it does no
 /// harm.

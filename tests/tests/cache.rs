@@ -8,18 +8,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, Map, MapData};
 use portcullis::datapath::Pins;
 use portcullis::datapath::inspect::{self, AnyKey};
 use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis_common::abi::{Mode, config};
-use portcullis_common::flow::{Flow, FlowKey as _, FlowKey4, state};
+use portcullis_common::flow::{Flow, FlowKey as _, state};
 use portcullis_common::policy::wildcard_of;
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::fixture::{
     API, Fixture, INTRUDER, SUBJECT, WEB, add_frontend, always, endpoint, rows, with_fixture,
 };
 use portcullis_tests::packets::{Packet, flags};
+use portcullis_tests::processors;
 
 const EGRESS: Direction = Direction::Egress;
 const INGRESS: Direction = Direction::Ingress;
@@ -51,18 +51,19 @@ fn flow(f: &Fixture, local_port: u16) -> Flow {
     found.expect("the flow").1
 }
 
+/// Permits everything of the outside in a direction, and nothing else.
+fn open_to_the_outside(f: &mut Fixture, direction: Direction) {
+    let mut open = (*rows(Verdict::Deny, &always(Verdict::Deny))).clone();
+    open.insert((direction, wildcard_of(Kind::World)), always(Verdict::Allow));
+    f.desired.subjects.insert(SUBJECT, Arc::new(open));
+    f.apply();
+}
+
 /// Keeps this thread on the first or the last of the processors that it may use.
 fn keep_on(last: bool) {
-    // SAFETY: a set of processors that is written by one call and read by another, for this thread.
-    unsafe {
-        let mut all: libc::cpu_set_t = std::mem::zeroed();
-        assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut all), 0);
-        let mut allowed = (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &all));
-        let chosen = if last { allowed.next_back() } else { allowed.next() };
-        let mut one: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(chosen.expect("a processor"), &mut one);
-        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const one), 0);
-    }
+    let allowed = processors::allowed().expect("the processors");
+    let chosen = if last { allowed.last() } else { allowed.first() };
+    processors::stay_on(*chosen.expect("a processor")).expect("one that is allowed");
 }
 
 /// As [`with_fixture`], on one processor.
@@ -89,10 +90,7 @@ fn elsewhere(f: &mut Fixture, run: impl FnOnce(&mut Fixture) + Send) {
 fn a_flow_goes_on_without_its_entry_for_a_moment_only() {
     remembering(|f| {
         open(f, 4000);
-        let map = MapData::from_pin(Pins::new(f.folder()).flow(SLOT, 4)).expect("the table");
-        let mut table: HashMap<_, FlowKey4, Flow> = Map::LruHashMap(map).try_into().expect("its layout");
-        let key = table.keys().next().expect("a flow").expect("its key");
-        table.remove(&key).expect("an entry that is there");
+        assert_eq!(f.lose_flows(), 1);
         let until = Instant::now() + Duration::from_secs(10);
         while f.sends(&sent(4000, ACK)) {
             assert!(Instant::now() < until, "it passes for ever");
@@ -212,10 +210,7 @@ fn what_was_permitted_for_one_is_not_for_others() {
 #[test]
 fn what_the_outside_may_with_the_node_s_address_counts_for_the_outside_only() {
     remembering(|f| {
-        let mut open = (*rows(Verdict::Deny, &always(Verdict::Deny))).clone();
-        open.insert((INGRESS, wildcard_of(Kind::World)), always(Verdict::Allow));
-        f.desired.subjects.insert(SUBJECT, Arc::new(open));
-        f.apply();
+        open_to_the_outside(f, INGRESS);
         let syn = |port| Packet::tcp("10.0.0.1", port, "10.0.0.2", 80, SYN).bytes();
         for port in 4000..4002 {
             for ingress_ifindex in [99, 0] {
@@ -288,10 +283,7 @@ fn what_a_pod_says_to_itself_is_not_charged_however_often() {
 #[test]
 fn groups_have_no_flows_however_often() {
     remembering(|f| {
-        let mut open = (*rows(Verdict::Deny, &always(Verdict::Deny))).clone();
-        open.insert((EGRESS, wildcard_of(Kind::World)), always(Verdict::Allow));
-        f.desired.subjects.insert(SUBJECT, Arc::new(open));
-        f.apply();
+        open_to_the_outside(f, EGRESS);
         for port in 4000..4003 {
             assert!(f.sends(&Packet::udp("10.0.0.2", port, "239.1.1.1", 5000)));
         }

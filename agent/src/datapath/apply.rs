@@ -37,7 +37,8 @@ impl Datapath {
             self.retire(change);
         }
         let scope = Scope::between(&self.addresses, &self.services, &self.rows, desired);
-        self.write(desired, &scope, endpoints, mode, &mut applied)?;
+        let written = self.write(desired, &scope, endpoints, mode, &mut applied);
+        self.settle(written)?;
         Ok(applied)
     }
 
@@ -58,21 +59,14 @@ impl Datapath {
             self.write_number(key, digest, &mut applied);
         }
         let scope = Scope::of(delta, &self.addresses, desired);
-        self.write(desired, &scope, endpoints, mode, &mut applied)?;
+        let written = self.write(desired, &scope, endpoints, mode, &mut applied);
+        self.settle(written)?;
         Ok(applied)
     }
 
-    /// Writes what is in scope. After an error what was written before it may already deny what flows and processors have
-    /// for permitted, so they are not believed either.
-    fn write(
-        &mut self,
-        desired: &Desired,
-        scope: &Scope,
-        endpoints: &[EndpointSpec],
-        mode: Mode,
-        applied: &mut Applied,
-    ) -> Result<(), DatapathError> {
-        let written = self.write_all(desired, scope, endpoints, mode, applied);
+    /// After an error what was written before it may already deny what flows and processors have for permitted, so they are
+    /// not believed either.
+    fn settle(&mut self, written: Result<(), DatapathError>) -> Result<(), DatapathError> {
         if written.is_err() {
             // The next apply compares everything, and says what cannot be written.
             let _ = self.raise_revision();
@@ -80,7 +74,7 @@ impl Datapath {
         written
     }
 
-    fn write_all(
+    fn write(
         &mut self,
         desired: &Desired,
         scope: &Scope,

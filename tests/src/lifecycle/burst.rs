@@ -37,7 +37,7 @@ const HOLDERS: &str = "*[2-9]";
 pub fn script(targets: &[(&str, String)], port: u16, tries: usize) -> String {
     let mut script = format!(
         "{RESENT}try() {{ n=0; while [ $n -lt {tries} ]; do n=$((n+1)); read a _ < /proc/uptime; \
-         if nc -w 3 \"$2\" {port} -e /bin/true 2>/dev/null; then r=passed; else r=refused; fi; \
+         if nc -w {PATIENCE} \"$2\" {port} -e /bin/true 2>/dev/null; then r=passed; else r=refused; fi; \
          read b _ < /proc/uptime; resent; echo \"try $1 $a $b $r $s\"; \
          [ $r = refused ] || sleep 0.1; done; }}; \
          hold() {{ while [ ! -e /end ]; do read a _ < /proc/uptime; echo \"open $1 $a\"; \
@@ -129,7 +129,8 @@ impl fmt::Display for Findings {
             f,
             "{sequences} sequences of {tries} tries: {passed_early} passed before the first refusal, {refused_early} \
              refused before the first answer, {delayed} took a second, longest wait {longest_wait:.2} s, {lost_late} SYNs \
-             lost later, {starved} tries could not send in time; {held} pods held a connection: {answers} answers, opened again {reopened} times"
+             lost later, {starved} tries could not send in time; {held} pods held a connection: {answers} answers, opened \
+             again {reopened} times"
         )
     }
 }

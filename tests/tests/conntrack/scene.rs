@@ -1,15 +1,12 @@
 //! The node of these tests, and what is done to it: rules that make conntrack work, and flows that get lost.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use aya::Pod as Plain;
-use aya::maps::{HashMap, Map, MapData};
 use portcullis::datapath::Reader;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_tests::node::{NODE, OUTSIDE};
-use portcullis_tests::recent::forget_recent;
+use portcullis_tests::recent::{empty, forget_recent};
 use portcullis_tests::shop::DB_OPEN_TO_API;
 use portcullis_tests::{Agent, Manifests, Namespace, Network, Node, Pod, PodObject};
 
@@ -114,17 +111,8 @@ pub fn forget_flows(agent: &Agent<'_>, pod: &Pod) -> Result<()> {
         found.iter().find(|(_, endpoint)| endpoint.addr4_be.contains(&local_be)).map(|(slot, _)| *slot);
     let slot = slot.with_context(|| format!("no endpoint has {}", pod.v4))?;
     let folder = agent.bpffs().join(format!("v{}", portcullis_common::abi::ABI)).join("flows");
-    let forgotten = forget::<FlowKey4>(&folder.join(format!("{slot}-4")))?
-        + forget::<FlowKey6>(&folder.join(format!("{slot}-6")))?;
+    let forgotten = empty::<FlowKey4, Flow>(&folder.join(format!("{slot}-4")))?
+        + empty::<FlowKey6, Flow>(&folder.join(format!("{slot}-6")))?;
     ensure!(forgotten > 0, "there was no flow to forget at {}", pod.veth);
     forget_recent()
-}
-
-fn forget<K: Plain>(pin: &Path) -> Result<usize> {
-    let mut table: HashMap<MapData, K, Flow> = Map::LruHashMap(MapData::from_pin(pin)?).try_into()?;
-    let keys: Vec<K> = table.keys().collect::<Result<_, _>>()?;
-    for key in &keys {
-        table.remove(key)?;
-    }
-    Ok(keys.len())
 }

@@ -25,22 +25,6 @@ pub fn seconds() -> f64 {
         .as_secs_f64()
 }
 
-/// Keeps this thread on one processor.
-///
-/// # Errors
-/// If there is no such processor, or it may not be used.
-pub fn stay_on(processor: usize) -> std::io::Result<()> {
-    // SAFETY: a set of bits is valid when it is zero.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the macro writes into the set alone; a number beyond it changes nothing.
-    unsafe { libc::CPU_SET(processor, &mut set) };
-    // SAFETY: the kernel reads the set, whose size is given; zero is this thread.
-    if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 /// Gives back to the system what the allocator holds and nobody uses.
 pub fn trim() {
     // SAFETY: the call has no pointers, and the allocator may be asked at any time.

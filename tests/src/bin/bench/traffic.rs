@@ -16,12 +16,12 @@ use portcullis_tests::agent::Agent;
 use portcullis_tests::manifests::Manifests;
 use portcullis_tests::netns::Folder;
 use portcullis_tests::node::Node;
+use portcullis_tests::processors::stay_on;
 use portcullis_tests::shop::{DB_OPEN_TO_API, api_and_db};
 use serde_json::{Map, Value, json};
 use socket2::SockRef;
 
 use super::figures::median;
-use super::process::stay_on;
 
 /// Rounds, in which each node has a turn; the medians over them count.
 const ROUNDS: usize = 151;
