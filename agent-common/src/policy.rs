@@ -122,6 +122,18 @@ impl PortStep {
         self.packed & 0xf_ffff
     }
 
+    /// The whole step in a number, which is not zero: no reason of a step is.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        (self.rule as u64) << 32 | self.packed as u64
+    }
+
+    /// The step of [`PortStep::to_bits`]; `None` of zero.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits == 0 { None } else { Some(Self { packed: bits as u32, rule: (bits >> 32) as u32 }) }
+    }
+
     /// The decision of the step. A verdict number that this version does not know denies.
     #[inline(always)]
     pub const fn decision(self) -> Decision {
@@ -171,11 +183,24 @@ pub trait PolicyMaps {
     fn opaque(&self, number: u32) -> u32 {
         number
     }
+    /// What [`decisive_step`] finds. The kernel has one function for it, which all ways to a verdict call.
+    #[inline(always)]
+    fn decisive(
+        &self,
+        subject: u32,
+        direction: crate::Direction,
+        peer: u32,
+        kind: u8,
+        key: PortKey,
+    ) -> Option<PortStep>
+    where
+        Self: Sized,
+    {
+        decisive_step(self, subject, direction as u32, peer, kind, key)
+    }
 }
 
-/// The verdict of `subject`'s policies in a direction about a peer, protocol and port.
-///
-/// Two row lookups at most: the exact peer class, then its kind. What is not in the maps denies with
+/// The verdict of `subject`'s policies in a direction about a peer, protocol and port. What is not in the maps denies with
 /// [`Reason::NoPolicy`].
 #[inline(always)]
 pub fn evaluate<M: PolicyMaps>(
@@ -186,24 +211,38 @@ pub fn evaluate<M: PolicyMaps>(
     kind: u8,
     key: PortKey,
 ) -> Decision {
-    const MISSING: Decision = Decision::new(Verdict::Deny, Reason::NoPolicy);
+    match maps.decisive(subject, direction, peer, kind, key) {
+        Some(step) => step.decision(),
+        None => Decision::new(Verdict::Deny, Reason::NoPolicy),
+    }
+}
+
+/// The step that decides, of the subject's rows in a direction, a `Direction` as a number; `None`: it is not in the maps.
+///
+/// Two row lookups at most: the exact peer class, then its kind.
+#[inline(always)]
+pub fn decisive_step<M: PolicyMaps>(
+    maps: &M,
+    subject: u32,
+    direction: u32,
+    peer: u32,
+    kind: u8,
+    key: PortKey,
+) -> Option<PortStep> {
     let rowset = maps.rowset(subject);
     if rowset == 0 {
-        return MISSING;
+        return None;
     }
-    let mut row_key = RowKey { rowset, peer, direction: direction as u32 };
+    let mut row_key = RowKey { rowset, peer, direction };
     let row = match maps.row(&row_key) {
         Some(row) => row,
         None => {
             row_key.peer = wildcard(kind);
-            match maps.row(&row_key) {
-                Some(row) => row,
-                None => return MISSING,
-            }
+            maps.row(&row_key)?
         }
     };
     if row.steps == 0 {
-        return row.decision.decision();
+        return Some(row.decision);
     }
     // The last step that starts at or below the key; the first one starts at 0.
     let mut low = row.steps_at;
@@ -217,7 +256,7 @@ pub fn evaluate<M: PolicyMaps>(
             break;
         }
         let middle = low.wrapping_add(high.wrapping_sub(low) >> 1);
-        let Some(step) = maps.step(middle) else { return MISSING };
+        let step = maps.step(middle)?;
         if step.from() <= key.0 {
             found = step;
             low = middle.wrapping_add(1);
@@ -225,7 +264,7 @@ pub fn evaluate<M: PolicyMaps>(
             high = middle;
         }
     }
-    found.decision()
+    Some(found)
 }
 
 #[cfg(test)]
@@ -315,6 +354,9 @@ mod tests {
                 let d = Decision { verdict, reason, rule: u32::MAX };
                 let step = PortStep::new(PortKey::OTHER, d);
                 assert_eq!((step.from(), step.decision()), (PortKey::OTHER.0, d));
+                assert_eq!(PortStep::from_bits(step.to_bits()), Some(step));
+                let least = PortStep::new(PortKey::FIRST, Decision { rule: 0, ..d });
+                assert_eq!(PortStep::from_bits(least.to_bits()), Some(least));
             }
         }
     }

@@ -9,8 +9,8 @@ use crate::event::Event;
 use crate::flow::{Flow, FlowKey, expired, is_first_answer, key_of, next_state, origin};
 use crate::identity::{Identity, Kind};
 use crate::judge::{
-    Config, Family, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin, identify,
-    is_local, judge, needs_opening,
+    Config, Family, Judgement, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin,
+    identify, is_local, judge, needs_opening,
 };
 use crate::known::{known_flow, may_replace, opens, permitted_flow, put, remember_verdict};
 use crate::packet::{FragmentPart, IcmpRole, Parsed};
@@ -275,6 +275,8 @@ pub struct Work<F: Family> {
     pub remote: Identity,
     /// The frontend of a service that it is, if it is one.
     pub serving: Serving,
+    /// What policy says.
+    pub judgement: Judgement,
     /// The flow as the table has it, if `has_known`.
     pub known: Flow,
     /// Whether the table has a live flow.
@@ -307,6 +309,7 @@ impl<F: Family> Work<F> {
             question,
             remote: Identity::WORLD,
             serving: Serving::default(),
+            judgement: Judgement::of_host(0, 0, Direction::Egress),
             known: Flow::default(),
             has_known: false,
             revision: 0,
@@ -331,6 +334,7 @@ pub fn walk<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut
             for index in 0..address(path, endpoint, work) {
                 consult(path, endpoint, work, index);
             }
+            consider(path, endpoint, work);
             decide(path, endpoint, work)
         }
     }
@@ -353,7 +357,7 @@ pub enum Step {
     Done(Action),
     /// It is refused without a judgement.
     Refuse(Reason),
-    /// The flow in the work is to be judged: [`address`], [`consult`], [`decide`].
+    /// The flow in the work is to be judged: [`address`], [`consult`], [`consider`], [`decide`].
     Judge,
 }
 
@@ -487,10 +491,16 @@ pub fn consult<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &
     ask_entry(path, endpoint.subject, work.question.protocol, index, &mut work.serving);
 }
 
-/// Judges the flow in the work and does what follows: stores it, counts, reports.
+/// Judges the flow in the work.
+#[inline(always)]
+pub fn consider<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) {
+    work.judgement = judge(path, endpoint, &work.question, &work.remote, &work.serving);
+}
+
+/// Does what follows from the judgement: stores the flow, counts, reports.
 #[inline(always)]
 pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &Work<F>) -> Action {
-    let judgement = judge(path, endpoint, &work.question, &work.remote, &work.serving);
+    let judgement = &work.judgement;
     let mut decision = judgement.decision;
     let mut revision = work.revision;
     if !matches!(decision.verdict, Verdict::Allow) {

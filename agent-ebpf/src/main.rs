@@ -25,8 +25,8 @@ use portcullis_common::packet::{
     parse_ipv6_direct,
 };
 use portcullis_common::process::{
-    ARP_BYTES, Action, Datapath, Step, Transit, address, admit_arp, consult, decide, goes_first, prepare,
-    refuse,
+    ARP_BYTES, Action, Datapath, Step, Transit, address, admit_arp, consider, consult, decide, goes_first,
+    prepare, refuse,
 };
 use portcullis_common::reason::{Direction, Reason};
 use portcullis_common::service::SERVICE_ENTRIES;
@@ -98,7 +98,8 @@ fn run(raw: *mut __sk_buff, hook: Direction) -> i32 {
 
 /// An ARP packet of a pod.
 #[inline(never)]
-fn arp(raw: *mut __sk_buff, slot: u32) -> i32 {
+#[unsafe(no_mangle)]
+pub extern "C" fn arp(raw: *mut __sk_buff, slot: u32) -> i32 {
     let skb = Skb::new(raw);
     let path = Path { ifindex: skb.ifindex() };
     let Some(endpoint) = Maps::<V4>::endpoint(&path, slot) else { return DROP };
@@ -140,9 +141,11 @@ trait Slow: Family {
 }
 
 /// The part of the walk between a known flow and the verdict, for one family: functions of their own, because the stack
-/// of a program is 512 bytes over all nested calls.
+/// of a program is 512 bytes over all nested calls. They are global, so that the verifier follows each once, with any
+/// arguments, and not again for every state in which it is called; such a function returns a number. One must use all of
+/// its arguments: the compiler does not pass what is not used, and the verifier refuses the call.
 macro_rules! slow {
-    ($family:ty, $parse:ident, $direct:ident, $scratch:ident, $indirect:ident, $begin:ident, $permit:ident, $prepare:ident, $address:ident, $consult:ident, $decide:ident, $refuse:ident) => {
+    ($family:ty, $parse:ident, $direct:ident, $scratch:ident, $indirect:ident, $begin:ident, $permit:ident, $prepare:ident, $address:ident, $consult:ident, $consider:ident, $decide:ident, $refuse:ident) => {
         impl Slow for $family {
             #[inline(always)]
             fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
@@ -160,7 +163,7 @@ macro_rules! slow {
                 step = $prepare(raw, slot, step);
             }
             if step == STEP_JUDGE {
-                let entries = $address(raw, slot);
+                let entries = $address(slot);
                 // One function an entry, whose result is in the map: here the verifier has nothing to tell apart.
                 for index in 0..SERVICE_ENTRIES as u32 {
                     if index >= entries {
@@ -168,6 +171,7 @@ macro_rules! slow {
                     }
                     $consult(slot, index);
                 }
+                $consider(slot);
                 return $decide(raw, slot);
             }
             match step {
@@ -177,7 +181,8 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $begin(raw: *mut __sk_buff, hook: u32, slot: u32) -> u32 {
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $begin(raw: *mut __sk_buff, hook: u32, slot: u32) -> u32 {
             let skb = Skb::new(raw);
             let hook = if hook == Direction::Egress as u32 { Direction::Egress } else { Direction::Ingress };
             let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
@@ -207,7 +212,8 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $permit(raw: *mut __sk_buff, slot: u32) -> u32 {
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $permit(raw: *mut __sk_buff, slot: u32) -> u32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
             let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
             // SAFETY: as in the function before.
@@ -218,7 +224,8 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $prepare(raw: *mut __sk_buff, slot: u32, step: u32) -> u32 {
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $prepare(raw: *mut __sk_buff, slot: u32, step: u32) -> u32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
             let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
             // SAFETY: as in the function before.
@@ -246,8 +253,9 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $address(raw: *mut __sk_buff, slot: u32) -> u32 {
-            let path = Path { ifindex: Skb::new(raw).ifindex() };
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $address(slot: u32) -> u32 {
+            let path = Path { ifindex: 0 };
             let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
             // SAFETY: as in the functions before.
             let work = unsafe { &mut *work };
@@ -256,7 +264,8 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $consult(slot: u32, index: u32) -> u32 {
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $consult(slot: u32, index: u32) -> u32 {
             let path = Path { ifindex: 0 };
             let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
             // SAFETY: as in the functions before.
@@ -267,7 +276,20 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $decide(raw: *mut __sk_buff, slot: u32) -> i32 {
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $consider(slot: u32) -> u32 {
+            let path = Path { ifindex: 0 };
+            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
+            // SAFETY: as in the functions before.
+            let work = unsafe { &mut *work };
+            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            consider(&path, endpoint, work);
+            0
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $decide(raw: *mut __sk_buff, slot: u32) -> i32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
             let Some(work) = $scratch.get_ptr_mut(0) else { return DROP };
             // SAFETY: as in the functions before.
@@ -283,7 +305,8 @@ macro_rules! slow {
         }
 
         #[inline(never)]
-        fn $refuse(raw: *mut __sk_buff, reason: u32) -> i32 {
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $refuse(raw: *mut __sk_buff, reason: u32) -> i32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
             let Some(work) = $scratch.get_ptr_mut(0) else { return DROP };
             // SAFETY: as in the functions before.
@@ -323,6 +346,7 @@ slow!(
     prepare_v4,
     address_v4,
     consult_v4,
+    consider_v4,
     decide_v4,
     refuse_v4
 );
@@ -337,6 +361,7 @@ slow!(
     prepare_v6,
     address_v6,
     consult_v6,
+    consider_v6,
     decide_v6,
     refuse_v6
 );

@@ -13,7 +13,7 @@ use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
 use portcullis_common::judge::{Config, Maps, V4, V6};
-use portcullis_common::policy::{PolicyMaps, PortStep, Row, RowKey};
+use portcullis_common::policy::{PolicyMaps, PortKey, PortStep, Row, RowKey, decisive_step};
 use portcullis_common::process::{Datapath, FlowRef};
 use portcullis_common::reason::{Direction, Reason, Verdict};
 use portcullis_common::service::{Service, ServiceKey};
@@ -113,6 +113,18 @@ impl PolicyMaps for Path {
     }
 
     #[inline(always)]
+    fn decisive(
+        &self,
+        subject: u32,
+        direction: Direction,
+        peer: u32,
+        kind: u8,
+        key: PortKey,
+    ) -> Option<PortStep> {
+        PortStep::from_bits(find_step(subject, direction as u32, peer, u32::from(kind), key.0))
+    }
+
+    #[inline(always)]
     fn opaque(&self, number: u32) -> u32 {
         let mut cell = 0u32;
         let halves = addr_of_mut!(cell).cast::<u16>();
@@ -123,6 +135,17 @@ impl PolicyMaps for Path {
             write_volatile(halves.add(1), u16::from_ne_bytes([c, d]));
             read_volatile(addr_of!(cell))
         }
+    }
+}
+
+/// The search of all verdicts.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn find_step(subject: u32, direction: u32, peer: u32, kind: u32, key: u32) -> u64 {
+    let path = Path { ifindex: 0 };
+    match decisive_step(&path, subject, direction, peer, kind as u8, PortKey(key)) {
+        Some(step) => step.to_bits(),
+        None => 0,
     }
 }
 
