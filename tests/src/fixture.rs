@@ -1,5 +1,6 @@
 //! The loaded programs with hand-written maps, in a network namespace and a bpffs folder of their own.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,9 @@ use std::sync::Arc;
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
-use portcullis::datapath::{AttachMode, Datapath, EndpointSpec, Options, Pins, Sizes, cleanup, inspect};
+use portcullis::datapath::{
+    AttachMode, Datapath, EndpointSpec, KernelMaps, Options, Pins, Sizes, cleanup, inspect,
+};
 use portcullis::policy::{Desired, Function, PodIdentity, RowSet, service_key};
 use portcullis_common::abi::{Counters, Endpoint, Fragment, FragmentKey, Mode, config, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
@@ -58,6 +61,7 @@ pub struct Fixture {
     /// What was applied last.
     pub desired: Desired,
     folder: PathBuf,
+    maps: OnceCell<KernelMaps>,
 }
 
 /// A constant function.
@@ -204,7 +208,7 @@ impl Fixture {
     pub fn new(sizes: Sizes) -> Self {
         let folder = PathBuf::from("/sys/fs/bpf").join(format!("portcullis-{}", owner::fresh_name()));
         let datapath = Datapath::open(options(&folder, sizes)).expect("the datapath");
-        Self { datapath, sizes, desired: desired(), folder }
+        Self { datapath, sizes, desired: desired(), folder, maps: OnceCell::new() }
     }
 
     /// The agent dies, and the next one opens what it left, without applying anything.
@@ -218,6 +222,7 @@ impl Fixture {
         drop(std::mem::replace(&mut self.datapath, stand_in));
         let next = Datapath::open(options(&self.folder, self.sizes)).expect("the adopted datapath");
         drop(std::mem::replace(&mut self.datapath, next));
+        self.maps = OnceCell::new();
         cleanup(&scratch).expect("the stand-in is taken away");
     }
 
@@ -247,13 +252,20 @@ impl Fixture {
         &self.folder
     }
 
+    /// The maps, to read: opened once, because each of them is looked at then.
+    ///
+    /// # Panics
+    /// If they cannot be opened.
+    pub fn maps(&self) -> &KernelMaps {
+        self.maps.get_or_init(|| inspect::open(&self.folder).expect("the maps"))
+    }
+
     /// The endpoint as it is in the map.
     ///
     /// # Panics
     /// If the maps cannot be read.
     pub fn endpoint(&self) -> Option<Endpoint> {
-        let maps = inspect::open(&self.folder).expect("the maps");
-        let endpoint = maps.endpoints.get(&SLOT, 0).expect("the endpoints");
+        let endpoint = self.maps().endpoints.get(&SLOT, 0).expect("the endpoints");
         (endpoint.ifindex != 0).then_some(endpoint)
     }
 
@@ -282,8 +294,7 @@ impl Fixture {
     /// # Panics
     /// If the maps cannot be written.
     pub fn age(&self, seconds: u32) {
-        let maps = inspect::open(&self.folder).expect("the maps");
-        let ticks = u64::from(seconds * inspect::config_word(&maps, config::HZ).expect("the ticks"));
+        let ticks = u64::from(seconds * inspect::config_word(self.maps(), config::HZ).expect("the ticks"));
         self.change_flows(|flow| Flow { last_seen: flow.last_seen.wrapping_sub(ticks), ..flow });
     }
 
@@ -375,8 +386,7 @@ impl Fixture {
     /// # Panics
     /// If the maps cannot be read.
     pub fn counters(&self, source: u32, destination: u32, direction: Direction) -> Counters {
-        let maps = inspect::open(&self.folder).expect("the maps");
-        inspect::pair_counters(&maps)
+        inspect::pair_counters(self.maps())
             .expect("the counters")
             .into_iter()
             .filter_map(|found| found.pair.map(|pair| (pair, found.counters)))
@@ -391,8 +401,7 @@ impl Fixture {
     /// # Panics
     /// If the maps cannot be read.
     pub fn drops(&self, reason: Reason, direction: Direction) -> u64 {
-        let maps = inspect::open(&self.folder).expect("the maps");
-        inspect::drops(&maps)
+        inspect::drops(self.maps())
             .expect("the drops")
             .into_iter()
             .find(|(r, d, _)| (*r, *d) == (reason, direction))

@@ -44,13 +44,13 @@ pub use attach::{AttachMode, HookState, describe_program, find_filter};
 pub use endpoints::EndpointSpec;
 pub use error::DatapathError;
 pub use events::{Claim, EventSource, Events, flow_ends, packet_ends};
+pub use kernel::KernelMaps;
 pub use pins::Pins;
 pub use reader::{AddressEntry, Census, KeyRange, PolicyRow, Reader};
 pub use sizes::{EVENT_BYTES, Shape, Sizes};
 
 use crate::policy::Function;
 use endpoints::Slots;
-use kernel::KernelMaps;
 use ports::PortTables;
 use rows::RowSets;
 

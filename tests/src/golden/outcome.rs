@@ -177,8 +177,7 @@ pub struct Kernel<'a> {
 impl<'a> Kernel<'a> {
     /// Of a fixture.
     pub fn new(fixture: &'a mut Fixture) -> Self {
-        let maps = inspect::open(fixture.folder()).expect("the maps");
-        let hz = inspect::config_word(&maps, config::HZ).expect("the clock");
+        let hz = inspect::config_word(fixture.maps(), config::HZ).expect("the clock");
         Self { fixture, setup: String::new(), forced: false, hz }
     }
 
@@ -224,12 +223,12 @@ impl Subject for Kernel<'_> {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let maps = inspect::open(self.fixture.folder()).expect("the maps");
+        let maps = self.fixture.maps();
         let mut snapshot = Snapshot::default();
-        for found in inspect::pair_counters(&maps).expect("the counters") {
+        for found in inspect::pair_counters(maps).expect("the counters") {
             snapshot.pairs.insert(found.pair.expect("every pair has a slot"), found.counters);
         }
-        for (reason, direction, count) in inspect::drops(&maps).expect("the drops") {
+        for (reason, direction, count) in inspect::drops(maps).expect("the drops") {
             snapshot.drops.insert((reason, direction), count);
         }
         if self.fixture.endpoint().is_some() {
