@@ -17,16 +17,12 @@ const MIDDLE: Kernel = KERNELS[1];
 /// A test program, which of its tests (none: all of them), and on which kernels.
 type Choice = (&'static str, &'static [&'static str], &'static [Kernel]);
 
-/// What runs always. Loading the programs takes an emulated processor five seconds on Linux 6.1, so there is little that loads
-/// them, and what differs by kernel: the verifier, and packets of every kind.
-const TESTS: &[Choice] = &[("verifier", &[], &KERNELS), ("differential", &[], &KERNELS)];
-
-/// What runs besides if somebody asks for the kernels by name, with the demo at the end: half a minute to two minutes each.
-const MORE: &[Choice] = &[
-    ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"], &KERNELS),
+/// What runs always, with the demo at the end.
+const TESTS: &[Choice] = &[
+    ("verifier", &[], &KERNELS),
+    ("differential", &[], &KERNELS),
     ("golden", &["every_case_does_what_the_table_says_in_the_kernel_and_on_the_host"], &KERNELS),
-    ("cache", &[], &[OLDEST]),
-    ("packets", &[], &[OLDEST]),
+    ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"], &KERNELS),
     ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"], &KERNELS),
     (
         "conntrack",
@@ -37,6 +33,10 @@ const MORE: &[Choice] = &[
         &KERNELS,
     ),
 ];
+
+/// What runs besides if somebody asks for the kernels by name: each of these tests loads the programs, which takes an emulated
+/// processor seconds, and asks again what the table has asked already.
+const MORE: &[Choice] = &[("cache", &[], &[OLDEST]), ("packets", &[], &[OLDEST])];
 
 /// Packets of `differential` in a guest.
 const ROUNDS: u32 = 20_000;
@@ -66,12 +66,10 @@ fn contents(kernel: Kernel) -> Result<Contents> {
             &format!("/tests/{name} --test-threads=1 --show-output --exact {}", tests.join(" ")),
         );
     }
-    if asked {
-        let xtask = std::env::var_os("PORTCULLIS_XTASK").context("PORTCULLIS_XTASK is not set")?;
-        contents.add_program(Path::new(&xtask), "xtask")?;
-        contents.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo").canonicalize()?)?;
-        contents.add_step("demo", "/tests/xtask demo --binary /tests/portcullis --network routed");
-    }
+    let xtask = std::env::var_os("PORTCULLIS_XTASK").context("PORTCULLIS_XTASK is not set")?;
+    contents.add_program(Path::new(&xtask), "xtask")?;
+    contents.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo").canonicalize()?)?;
+    contents.add_step("demo", "/tests/xtask demo --binary /tests/portcullis --network routed");
     Ok(contents)
 }
 
