@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use portcullis_tests::guest::{Contents, Guest, KERNELS, Kernel, sum};
 use portcullis_tests::{agent, privileged_test};
 
-/// A guest that is not done by then hangs: long enough for a machine that does much else.
-const DEADLINE: Duration = Duration::from_secs(900);
+/// A guest that is not done by then hangs: long enough for a machine that does much else, which comes first.
+const DEADLINE: Duration = Duration::from_secs(1800);
 
 const OLDEST: Kernel = KERNELS[0];
 const MIDDLE: Kernel = KERNELS[1];
@@ -23,7 +23,6 @@ const TESTS: &[Choice] = &[
     ("differential", &[], &KERNELS),
     ("golden", &["every_case_does_what_the_table_says_in_the_kernel_and_on_the_host"], &KERNELS),
     ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"], &KERNELS),
-    ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"], &KERNELS),
     (
         "conntrack",
         &[
@@ -34,9 +33,13 @@ const TESTS: &[Choice] = &[
     ),
 ];
 
-/// What runs besides if somebody asks for the kernels by name: each of these tests loads the programs, which takes an emulated
-/// processor seconds, and asks again what the table has asked already.
-const MORE: &[Choice] = &[("cache", &[], &[OLDEST]), ("packets", &[], &[OLDEST])];
+/// What runs besides if somebody asks for the kernels by name. Each test of packets, and of what is remembered, loads the programs,
+/// which takes an emulated processor seconds, and asks again what the table has asked already.
+const MORE: &[Choice] = &[
+    ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"], &KERNELS),
+    ("cache", &[], &[OLDEST]),
+    ("packets", &[], &[OLDEST]),
+];
 
 /// Packets of `differential` in a guest.
 const ROUNDS: u32 = 20_000;
