@@ -382,14 +382,6 @@ pub struct Judgement {
     pub direction: Direction,
 }
 
-impl Judgement {
-    /// What is allowed because the node itself says it.
-    #[inline(always)]
-    pub const fn of_host(source: u32, destination: u32, direction: Direction) -> Self {
-        Self { decision: Decision::new(Verdict::Allow, Reason::Host), source, destination, direction }
-    }
-}
-
 /// Judges a flow at an endpoint. `identity` is whose the other address is, `serving` the frontend that it is, if
 /// [`find_address`] found one.
 #[inline(always)]
@@ -426,7 +418,12 @@ pub fn judge<F: Family, M: Maps<F>>(
         Direction::Ingress => (remote.principal, endpoint.principal),
         Direction::Egress => (endpoint.principal, remote.principal),
     };
-    let mut judgement = Judgement::of_host(source, destination, question.opener);
+    let mut judgement = Judgement {
+        decision: Decision::new(Verdict::Allow, Reason::Host),
+        source,
+        destination,
+        direction: question.opener,
+    };
     if from_host {
         return judgement;
     }

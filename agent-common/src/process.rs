@@ -309,7 +309,12 @@ impl<F: Family> Work<F> {
             question,
             remote: Identity::WORLD,
             serving: Serving::default(),
-            judgement: Judgement::of_host(0, 0, Direction::Egress),
+            judgement: Judgement {
+                decision: Decision::new(Verdict::Deny, Reason::NoPolicy),
+                source: 0,
+                destination: 0,
+                direction: Direction::Egress,
+            },
             known: Flow::default(),
             has_known: false,
             revision: 0,

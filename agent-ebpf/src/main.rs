@@ -25,8 +25,8 @@ use portcullis_common::packet::{
     parse_ipv6_direct,
 };
 use portcullis_common::process::{
-    ARP_BYTES, Action, Datapath, Step, Transit, address, admit_arp, consider, consult, decide, goes_first,
-    prepare, refuse,
+    ARP_BYTES, Action, Datapath, Step, Transit, Work, address, admit_arp, consider, consult, decide,
+    goes_first, prepare, refuse,
 };
 use portcullis_common::reason::{Direction, Reason};
 use portcullis_common::service::SERVICE_ENTRIES;
@@ -137,7 +137,18 @@ where
 
 /// A family and its functions for everything but known flows.
 trait Slow: Family {
+    /// The work on the packet at hand, which one function at a time has.
+    fn work() -> Option<&'static mut Work<Self>>;
     fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32;
+}
+
+/// The work on the packet at hand, and the endpoint in a slot.
+#[inline(always)]
+fn at<F: Slow>(path: &Path, slot: u32) -> Option<(&'static mut Work<F>, &Endpoint)>
+where
+    Path: Maps<F>,
+{
+    Some((F::work()?, path.endpoint(slot)?))
 }
 
 /// The part of the walk between a known flow and the verdict, for one family: functions of their own, because the stack
@@ -147,6 +158,12 @@ trait Slow: Family {
 macro_rules! slow {
     ($family:ty, $parse:ident, $direct:ident, $scratch:ident, $indirect:ident, $begin:ident, $permit:ident, $prepare:ident, $address:ident, $consult:ident, $consider:ident, $decide:ident, $refuse:ident) => {
         impl Slow for $family {
+            #[inline(always)]
+            fn work() -> Option<&'static mut Work<Self>> {
+                // SAFETY: this CPU's copy of a map value; programs of a CPU do not interrupt each other.
+                $scratch.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+            }
+
             #[inline(always)]
             fn indirect(raw: *mut __sk_buff, hook: u32, slot: u32) -> i32 {
                 $indirect(raw, hook, slot)
@@ -171,8 +188,8 @@ macro_rules! slow {
                     }
                     $consult(slot, index);
                 }
-                $consider(slot);
-                return $decide(raw, slot);
+                // What the work area has otherwise is the judgement of the packet before.
+                return if $consider(slot) != 0 { $decide(raw, slot) } else { DROP };
             }
             match step {
                 STEP_PASS => PASS,
@@ -185,9 +202,7 @@ macro_rules! slow {
         pub extern "C" fn $begin(raw: *mut __sk_buff, hook: u32, slot: u32) -> u32 {
             let skb = Skb::new(raw);
             let hook = if hook == Direction::Egress as u32 { Direction::Egress } else { Direction::Ingress };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
-            // SAFETY: this CPU's copy of a map value; programs of a CPU do not interrupt each other.
-            let work = unsafe { &mut *work };
+            let Some(work) = <$family>::work() else { return Reason::NoEndpoint as u32 };
             // Most packets were parsed directly already, and have no flow.
             let direct = $direct(&skb);
             let looked = direct.is_some();
@@ -215,10 +230,7 @@ macro_rules! slow {
         #[unsafe(no_mangle)]
         pub extern "C" fn $permit(raw: *mut __sk_buff, slot: u32) -> u32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
-            // SAFETY: as in the function before.
-            let work = unsafe { &*work };
-            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            let Some((work, endpoint)) = at::<$family>(&path, slot) else { return 0 };
             let same = endpoint.ifindex == path.ifindex;
             u32::from(same && permitted_flow(&path, endpoint, &work.transit, &work.key))
         }
@@ -227,12 +239,7 @@ macro_rules! slow {
         #[unsafe(no_mangle)]
         pub extern "C" fn $prepare(raw: *mut __sk_buff, slot: u32, step: u32) -> u32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return Reason::NoEndpoint as u32 };
-            // SAFETY: as in the function before.
-            let work = unsafe { &mut *work };
-            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else {
-                return Reason::NoEndpoint as u32;
-            };
+            let Some((work, endpoint)) = at::<$family>(&path, slot) else { return Reason::NoEndpoint as u32 };
             // The slot may have changed hands since the entry point looked it up.
             if endpoint.ifindex != path.ifindex {
                 return Reason::NoEndpoint as u32;
@@ -256,10 +263,7 @@ macro_rules! slow {
         #[unsafe(no_mangle)]
         pub extern "C" fn $address(slot: u32) -> u32 {
             let path = Path { ifindex: 0 };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
-            // SAFETY: as in the functions before.
-            let work = unsafe { &mut *work };
-            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            let Some((work, endpoint)) = at::<$family>(&path, slot) else { return 0 };
             address(&path, endpoint, work)
         }
 
@@ -267,10 +271,7 @@ macro_rules! slow {
         #[unsafe(no_mangle)]
         pub extern "C" fn $consult(slot: u32, index: u32) -> u32 {
             let path = Path { ifindex: 0 };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
-            // SAFETY: as in the functions before.
-            let work = unsafe { &mut *work };
-            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            let Some((work, endpoint)) = at::<$family>(&path, slot) else { return 0 };
             consult(&path, endpoint, work, index);
             0
         }
@@ -279,22 +280,16 @@ macro_rules! slow {
         #[unsafe(no_mangle)]
         pub extern "C" fn $consider(slot: u32) -> u32 {
             let path = Path { ifindex: 0 };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return 0 };
-            // SAFETY: as in the functions before.
-            let work = unsafe { &mut *work };
-            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return 0 };
+            let Some((work, endpoint)) = at::<$family>(&path, slot) else { return 0 };
             consider(&path, endpoint, work);
-            0
+            1
         }
 
         #[inline(never)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $decide(raw: *mut __sk_buff, slot: u32) -> i32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return DROP };
-            // SAFETY: as in the functions before.
-            let work = unsafe { &*work };
-            let Some(endpoint) = Maps::<$family>::endpoint(&path, slot) else { return DROP };
+            let Some((work, endpoint)) = at::<$family>(&path, slot) else { return DROP };
             if endpoint.ifindex != path.ifindex {
                 return refused(&path, Reason::NoEndpoint, work.transit.hook);
             }
@@ -308,9 +303,7 @@ macro_rules! slow {
         #[unsafe(no_mangle)]
         pub extern "C" fn $refuse(raw: *mut __sk_buff, reason: u32) -> i32 {
             let path = Path { ifindex: Skb::new(raw).ifindex() };
-            let Some(work) = $scratch.get_ptr_mut(0) else { return DROP };
-            // SAFETY: as in the functions before.
-            let work = unsafe { &*work };
+            let Some(work) = <$family>::work() else { return DROP };
             let known = match Reason::from_number(reason as u8) {
                 Some(known) => known,
                 None => Reason::Malformed,
