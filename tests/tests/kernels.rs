@@ -17,18 +17,12 @@ const MIDDLE: Kernel = KERNELS[1];
 /// A test program, which of its tests (none: all of them), and on which kernels.
 type Choice = (&'static str, &'static [&'static str], &'static [Kernel]);
 
-/// What runs always.
+/// What runs always, with the demo at the end.
 const TESTS: &[Choice] = &[
     ("verifier", &[], &KERNELS),
     ("differential", &[], &KERNELS),
     ("golden", &["every_case_does_what_the_table_says_in_the_kernel_and_on_the_host"], &KERNELS),
     ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"], &KERNELS),
-];
-
-/// What runs besides if somebody asks for the kernels by name, with the demo at the end: it takes minutes, beside clusters that
-/// need both processors. Each test of packets, and of what is remembered, loads the programs and asks again what the table has
-/// asked already.
-const MORE: &[Choice] = &[
     ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"], &KERNELS),
     (
         "conntrack",
@@ -38,9 +32,11 @@ const MORE: &[Choice] = &[
         ],
         &KERNELS,
     ),
-    ("cache", &[], &[OLDEST]),
-    ("packets", &[], &[OLDEST]),
 ];
+
+/// What runs besides if somebody asks for the kernels by name: each of these tests loads the programs, which takes an emulated
+/// processor seconds, and asks again what the golden table has asked already.
+const MORE: &[Choice] = &[("cache", &[], &[OLDEST]), ("packets", &[], &[OLDEST])];
 
 /// Packets of `differential` in a guest.
 const ROUNDS: u32 = 20_000;
@@ -61,8 +57,7 @@ fn contents(kernel: Kernel) -> Result<Contents> {
     let mut contents = Contents::new()?;
     contents.add_variable("PORTCULLIS_TEST_ROUNDS", &ROUNDS.to_string());
     contents.add_program(&agent::binary()?, "portcullis")?;
-    let asked = std::env::var_os("PORTCULLIS_TEST_NAME").is_some();
-    let more: &[Choice] = if asked { MORE } else { &[] };
+    let more: &[Choice] = if std::env::var_os("PORTCULLIS_TEST_NAME").is_some() { MORE } else { &[] };
     for (name, tests, _) in TESTS.iter().chain(more).filter(|(.., kernels)| kernels.contains(&kernel)) {
         contents.add_program(&program(name)?, name)?;
         contents.add_step(
@@ -70,12 +65,10 @@ fn contents(kernel: Kernel) -> Result<Contents> {
             &format!("/tests/{name} --test-threads=1 --show-output --exact {}", tests.join(" ")),
         );
     }
-    if asked {
-        let xtask = std::env::var_os("PORTCULLIS_XTASK").context("PORTCULLIS_XTASK is not set")?;
-        contents.add_program(Path::new(&xtask), "xtask")?;
-        contents.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo").canonicalize()?)?;
-        contents.add_step("demo", "/tests/xtask demo --binary /tests/portcullis --network routed");
-    }
+    let xtask = std::env::var_os("PORTCULLIS_XTASK").context("PORTCULLIS_XTASK is not set")?;
+    contents.add_program(Path::new(&xtask), "xtask")?;
+    contents.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo").canonicalize()?)?;
+    contents.add_step("demo", "/tests/xtask demo --binary /tests/portcullis --network routed");
     Ok(contents)
 }
 
