@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portcullis::state::State;
@@ -11,14 +10,12 @@ use portcullis::state::State;
 use crate::cluster::Cluster;
 use crate::command::run;
 use crate::deploy;
-use crate::poll::eventually_within;
+use crate::poll::{PATIENCE, eventually};
 
 /// Namespace of the product.
 pub const NAMESPACE: &str = "portcullis-system";
 /// Port of the metrics on each node.
 pub const METRICS: u16 = 9478;
-/// How long the agents may take to bring their maps to what the API server says.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The archive that `cargo xtask image` writes.
 pub fn image() -> Result<PathBuf> {
@@ -36,7 +33,13 @@ pub fn install(cluster: &Cluster) -> Result<()> {
 pub fn install_manifests(cluster: &Cluster, manifests: &str) -> Result<()> {
     // What is of a kind that is defined in the same file is known to the server a moment later.
     cluster.apply(manifests)?;
-    cluster.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
+    cluster.kubectl([
+        "wait",
+        "--for=condition=Established",
+        "crd",
+        "--all",
+        &format!("--timeout={}s", PATIENCE.as_secs()),
+    ])?;
     cluster.wait_rollout(NAMESPACE, "daemonset/portcullis")
 }
 
@@ -74,7 +77,7 @@ pub fn wait_for_agents(
     condition: impl Fn(usize, &State) -> bool,
 ) -> Result<()> {
     let mut last = String::new();
-    let waited = eventually_within(PATIENCE, &format!("{what} on every node"), || {
+    let waited = eventually(&format!("{what} on every node"), || {
         (0..cluster.nodes().len()).all(|node| match state(cluster, node) {
             Ok(state) if condition(node, &state) => true,
             Ok(state) => {

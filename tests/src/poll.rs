@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long to wait before a condition is called unmet: generous, because a busy or emulated machine is slow, not wrong.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait before a condition is called unmet: more than anything takes on a busy machine, which is slow, not wrong.
+/// What comes late comes from pauses that grow (an agent's between two tries, a kubelet's between two starts), up to a minute
+/// each.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(10);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::netns::Namespace;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,16 +2,12 @@
 
 use std::ffi::OsStr;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::{Cluster, binaries};
 use crate::command::{run, run_with_input};
-use crate::poll::eventually_within;
-
-/// How long the cluster may take for something: pods of a busy machine take their time.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+use crate::poll::{PATIENCE, eventually};
 
 impl Cluster {
     /// A kubectl command as the cluster's administrator.
@@ -99,7 +95,7 @@ impl Cluster {
     /// Waits until the API server answers.
     pub(super) fn wait_for_api_server(&self) -> Result<()> {
         let mut last = Ok(String::new());
-        let waited = eventually_within(PATIENCE, "the API server to answer", || {
+        let waited = eventually("the API server to answer", || {
             if let Err(error) = self.check_control_plane() {
                 last = Err(error);
                 return true;

@@ -36,6 +36,7 @@ use self::node::ClusterNode;
 use self::options::require;
 pub use self::options::{Options, Pods, Proxy};
 use crate::netns::Namespace;
+use crate::poll::PATIENCE;
 
 /// A cluster. One that [`Cluster::up`] made is removed when dropped; one that was opened is not.
 #[derive(Debug)]
@@ -132,7 +133,12 @@ impl Cluster {
             },
         )?;
         go_on()?;
-        self.kubectl(["wait", "--for=create", "serviceaccount/default", "--timeout=60s"])?;
+        self.kubectl([
+            "wait",
+            "--for=create",
+            "serviceaccount/default",
+            &format!("--timeout={}s", PATIENCE.as_secs()),
+        ])?;
         self.nodes.iter().try_for_each(ClusterNode::wait_for_proxy)?;
         if self.options.dns {
             self.wait_rollout("kube-system", "deployment/coredns")?;

@@ -6,17 +6,14 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::process::{ChildStderr, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cluster::{Cluster, names};
 use crate::command::{Running, run};
 use crate::installed::{METRICS, NAMESPACE, metric_of};
-use crate::poll::eventually_within;
+use crate::poll::eventually;
 
-/// How long an agent may take to be gone or back.
-const PATIENCE: Duration = Duration::from_secs(90);
 /// The label of the test by which nodes have an agent or not. (The label of the operating system, which the manifests
 /// select by, is put back by the kubelet.)
 const SELECTED: &str = "lifecycle-test/agent";
@@ -77,7 +74,7 @@ impl Agents<'_> {
 
     /// Waits until it does.
     pub fn wait_ready(self, node: usize) -> Result<()> {
-        eventually_within(PATIENCE, &format!("the agent of node{node} to be ready"), || self.is_ready(node))
+        eventually(&format!("the agent of node{node} to be ready"), || self.is_ready(node))
     }
 
     /// Kills a node's agent, and waits until another one runs, ready or not.
@@ -89,7 +86,7 @@ impl Agents<'_> {
             // SAFETY: a system call without pointers; the process was just seen in the network of the test's own node.
             ensure!(unsafe { libc::kill(process, libc::SIGKILL) } == 0, "killing the agent of node{node}");
         }
-        eventually_within(PATIENCE, &format!("a new agent on node{node}"), || {
+        eventually(&format!("a new agent on node{node}"), || {
             self.processes(node).is_ok_and(|new| !new.is_empty() && new != old)
         })
     }
@@ -106,7 +103,7 @@ impl Agents<'_> {
         let patch = ["patch", "daemonset", "portcullis", "--type=merge", "--patch", SELECTING];
         self.0.kubectl(["--namespace", NAMESPACE].iter().chain(&patch))?;
         self.0.kubectl(["label", "node", &format!("node{node}"), &format!("{SELECTED}-")])?;
-        eventually_within(PATIENCE, &format!("no agent on node{node}"), || {
+        eventually(&format!("no agent on node{node}"), || {
             self.processes(node).is_ok_and(|processes| processes.is_empty())
         })
     }

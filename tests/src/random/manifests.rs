@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use portcullis::model::{EndpointSlice, Node, Object, Pod, Service, TargetPort, World};
@@ -13,9 +12,7 @@ use portcullis::sources::manifests::ManifestsSource;
 use serde_json::{Value, json};
 
 use super::objects;
-
-/// How long the source may take to read a folder.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::poll::PATIENCE;
 
 /// The objects of a world as YAML documents. Each is one line of JSON, which is YAML as well.
 pub fn text(world: &World) -> String {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use portcullis_tests::lifecycle::{LivePod, image};
-use portcullis_tests::{TempDir, eventually, eventually_within, installed};
+use portcullis_tests::{TempDir, eventually, installed};
 
 use crate::scene::{LIFE, PORT, Scene};
 
@@ -15,7 +15,6 @@ const SOON: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_millis(1300);
 /// Short tries, so that many begin around the moment that counts.
 const QUICK: Duration = Duration::from_millis(100);
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Seconds of the clock that agents publish times of.
 fn now() -> f64 {
@@ -110,7 +109,7 @@ fn give_next(scene: &Scene, pod: &LivePod) -> Result<()> {
 /// clock: it is not ready before.
 fn first_success(scene: &Scene, node: usize) -> Result<f64> {
     let mut at = 0.0;
-    eventually_within(PATIENCE, "the agent to say that everything is programmed", || {
+    eventually("the agent to say that everything is programmed", || {
         at = installed::metric_of(&scene.cluster, node, "portcullis_last_success_timestamp_seconds", &[])
             .unwrap_or_default();
         at > 0.0

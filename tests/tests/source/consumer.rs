@@ -7,6 +7,7 @@ use portcullis::model::{ObjectKey, World};
 use portcullis::sources::kubernetes::{KubernetesSource, Options, Pace};
 use portcullis::sources::{SourceEvent, SourceProblem};
 use portcullis_tests::faults::{Server, cluster};
+use portcullis_tests::poll::PATIENCE;
 use tokio::sync::mpsc;
 
 /// Short enough for tests; none of them depends on how short.
@@ -18,7 +19,6 @@ pub const PACE: Pace = Pace {
     settle: Duration::from_millis(5),
     together: Duration::from_millis(500),
 };
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a source has told.
 #[derive(Clone, Debug, Default)]
