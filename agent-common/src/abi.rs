@@ -39,9 +39,9 @@ pub mod names {
     pub const ROWS: &str = "ROWS";
     /// Index to [`crate::policy::PortStep`].
     pub const PORTS: &str = "PORTS";
-    /// Slot to the LRU hash of that endpoint's IPv4 flows.
+    /// Slot to the table of that endpoint's IPv4 flows: index to [`crate::table::FlowEntry`].
     pub const FLOWS4: &str = "FLOWS4";
-    /// Slot to the LRU hash of that endpoint's IPv6 flows.
+    /// Slot to the table of that endpoint's IPv6 flows.
     pub const FLOWS6: &str = "FLOWS6";
     /// Counter slot to [`super::Counters`], per CPU.
     pub const COUNTERS: &str = "COUNTERS";
@@ -118,6 +118,8 @@ pub mod config {
     pub const TUNNEL_WORDS: u32 = 4;
     /// Among the ports of tunnels: there are more than fit, so every port may be one.
     pub const TUNNEL_ANY: u16 = u16::MAX;
+    /// How many homes the flow tables have that the maps of tables take ([`crate::table::homes`]); `0`: nobody knows.
+    pub const FLOW_HOMES: u32 = 14;
     /// How many words the map has.
     pub const WORDS: u32 = 16;
 }
@@ -233,6 +235,13 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// [`endpoint_flags`].
     pub flags: u32,
+    /// The revision that its flows must have to count as judged: [`config::REVISION`], here so that a packet of a known flow
+    /// need not read another map.
+    pub revision: u32,
+    /// How many homes its flow tables have ([`crate::table::homes`]).
+    pub flow_homes: u32,
+    /// The secret on which the home of a flow depends.
+    pub flow_seed: u64,
     /// Principal of the pod; `unmanaged` while it is unknown.
     pub principal: u32,
     /// Subject class of the pod; `0` while it is unknown.
@@ -248,24 +257,23 @@ pub struct Endpoint {
     /// [`crate::Verdict`] while the pod is unknown.
     pub unknown_verdict: u8,
     /// Explicit padding, zero.
-    pub pad: u8,
-    /// The revision that its flows must have to count as judged: [`config::REVISION`], here so that a packet of a known flow
-    /// need not read another map.
-    pub revision: u32,
+    pub pad: [u8; 5],
 }
 
 map_type!(
     Endpoint,
-    72,
+    88,
     ifindex = 0,
     flags = 4,
-    principal = 8,
-    subject = 12,
-    master = 16,
-    addr4_be = 20,
-    addr6 = 28,
-    mac = 60,
-    revision = 68
+    revision = 8,
+    flow_homes = 12,
+    flow_seed = 16,
+    principal = 24,
+    subject = 28,
+    master = 32,
+    addr4_be = 36,
+    addr6 = 44,
+    mac = 76
 );
 
 /// Key of `SLOTS`: a pair of principals and the direction at the pod.
@@ -325,7 +333,7 @@ map_type!(FragmentKey, 44, id = 32, ifindex = 36, protocol = 40);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Fragment {
-    /// [`crate::flow::tag`] of the key.
+    /// A number made of the key.
     pub tag: u32,
     /// Source port.
     pub source_port: u16,

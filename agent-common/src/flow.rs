@@ -1,8 +1,7 @@
 //! Flows: one tracked conversation at one endpoint, keyed from the endpoint's point of view, so that one lookup serves
 //! both directions.
 //!
-//! Values are never deleted by the programs: an LRU hash reuses entries without a grace period, so a reader may find
-//! another key's value. Each value carries a tag of its key, first in memory and read last.
+//! The programs never delete one: a newer flow takes its place ([`crate::table`]).
 
 use core::net::IpAddr;
 
@@ -71,12 +70,12 @@ pub mod state {
     pub const UNHEARD: u8 = 0x40;
 }
 
-/// Value of a flow table.
+/// What a table holds of a flow beside its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Flow {
-    /// [`tag`] of the key. First in memory: a reuse of the entry writes it before the rest.
-    pub tag: u32,
+    /// How often its entry was written ([`crate::table::Place::version`]).
+    pub version: u32,
     /// The revision read before the flow was judged.
     pub revision: u32,
     /// When it was last used, jiffies; written at most every [`TOUCH_EVERY`].
@@ -97,7 +96,17 @@ pub struct Flow {
     pub pad: u8,
 }
 
-map_type!(Flow, 32, tag = 0, revision = 4, last_seen = 8, timeout = 16, slot = 20, origin = 24, verdict = 28);
+map_type!(
+    Flow,
+    32,
+    version = 0,
+    revision = 4,
+    last_seen = 8,
+    timeout = 16,
+    slot = 20,
+    origin = 24,
+    verdict = 28
+);
 
 /// Jiffies between two writes of `last_seen` at the least; about a second or less at every kernel's HZ.
 pub const TOUCH_EVERY: u64 = 100;
@@ -173,12 +182,12 @@ pub const fn expired(flow: &Flow, now: u64) -> bool {
 /// An odd number without a pattern: 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A tag of a key: cheap, because every packet of a known flow computes it. It only has to tell the key that was looked
-/// up from the one that took over its entry in the same moment.
+/// A word of a key times its own odd number made of a secret. The upper bits of the sum over a key's words are those of another
+/// key by chance only (after Dietzfelbinger and others, 1997, whose numbers are independent).
 #[inline(always)]
-const fn mix(words: u64) -> u32 {
-    let mixed = words.wrapping_mul(SPREAD);
-    (mixed >> 32) as u32 ^ mixed as u32
+const fn weigh(word: u64, seed: u64, place: u32) -> u64 {
+    // Two upper bits that are turned round would make up for each other, whatever the secret.
+    (word ^ word >> 32).wrapping_mul(seed.rotate_left(place * 13) | 1)
 }
 
 /// The upper bits of a product say something of every lower bit of the word, so both halves go into those.
@@ -187,7 +196,7 @@ pub(crate) const fn spread(word: u64, bits: u32) -> usize {
     ((word ^ word >> 32).wrapping_mul(SPREAD) >> (u64::BITS - bits)) as usize
 }
 
-/// A flow key: how it is built, its tag and its parts.
+/// A flow key: how it is built, its hash and its parts.
 pub trait FlowKey: Copy + core::fmt::Debug {
     /// The address type.
     type Address: crate::packet::Address;
@@ -199,12 +208,8 @@ pub trait FlowKey: Copy + core::fmt::Debug {
         proto: u8,
         echo_opener: u8,
     ) -> Self;
-    /// The tag that the value of this key carries.
-    fn tag(&self) -> u32;
-    /// Whether both are the same, without a call.
-    fn equals(&self, other: &Self) -> bool;
-    /// A number of so many bits, on which every bit of the key has a say: the place of the key in a small table.
-    fn place(&self, bits: u32) -> usize;
+    /// A hash that depends on a secret; its upper bits are the good ones.
+    fn hash(&self, seed: u64) -> u64;
     /// Address of the pod.
     fn local(&self) -> IpAddr;
     /// The other address.
@@ -250,16 +255,8 @@ impl FlowKey for FlowKey4 {
         Self { addresses: pair(local, remote), rest: rest(ports, proto, echo_opener) }
     }
     #[inline(always)]
-    fn tag(&self) -> u32 {
-        mix(self.addresses ^ self.rest)
-    }
-    #[inline(always)]
-    fn equals(&self, other: &Self) -> bool {
-        (self.addresses ^ other.addresses) | (self.rest ^ other.rest) == 0
-    }
-    #[inline(always)]
-    fn place(&self, bits: u32) -> usize {
-        spread(self.addresses ^ self.rest, bits)
+    fn hash(&self, seed: u64) -> u64 {
+        weigh(self.addresses, seed, 0).wrapping_add(weigh(self.rest, seed, 1))
     }
     fn local(&self) -> IpAddr {
         IpAddr::from((self.addresses as u32).to_ne_bytes())
@@ -292,19 +289,12 @@ impl FlowKey for FlowKey6 {
         Self { local: wide(local), remote: wide(remote), rest: rest(ports, proto, echo_opener) }
     }
     #[inline(always)]
-    fn tag(&self) -> u32 {
-        let prefixes = (self.remote[0] ^ self.local[1]).wrapping_mul(SPREAD);
-        mix(prefixes ^ self.remote[1] ^ self.local[0] ^ self.rest)
-    }
-    #[inline(always)]
-    fn equals(&self, other: &Self) -> bool {
-        let local = (self.local[0] ^ other.local[0]) | (self.local[1] ^ other.local[1]);
-        let remote = (self.remote[0] ^ other.remote[0]) | (self.remote[1] ^ other.remote[1]);
-        local | remote | (self.rest ^ other.rest) == 0
-    }
-    #[inline(always)]
-    fn place(&self, bits: u32) -> usize {
-        spread(self.local[0] ^ self.local[1] ^ self.remote[0] ^ self.remote[1] ^ self.rest, bits)
+    fn hash(&self, seed: u64) -> u64 {
+        weigh(self.local[0], seed, 4)
+            .wrapping_add(weigh(self.local[1], seed, 3))
+            .wrapping_add(weigh(self.remote[0], seed, 2))
+            .wrapping_add(weigh(self.remote[1], seed, 0))
+            .wrapping_add(weigh(self.rest, seed, 1))
     }
     fn local(&self) -> IpAddr {
         narrow(self.local)
@@ -424,7 +414,7 @@ mod tests {
         let out: FlowKey4 = key_of(&packet(1, 2, 1000, 80), Direction::Egress);
         let back: FlowKey4 = key_of(&packet(2, 1, 80, 1000), Direction::Ingress);
         assert_eq!(out, back);
-        assert_ne!(out.tag(), FlowKey4 { rest: rest((1000, 81), protocol::TCP, 0), ..out }.tag());
+        assert_ne!(out, FlowKey4 { rest: rest((1000, 81), protocol::TCP, 0), ..out });
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! The short ways of the walk: the packet of a known flow, and the first packet of a flow whose like was judged before.
 
 use crate::abi::{Endpoint, config};
-use crate::cache::{CachedVerdict, Found, VerdictKey, place_of};
-use crate::flow::{
-    Flow, FlowKey, TOUCH_EVERY, expired, is_first_answer, next_state, origin, state, timeout_of,
-};
+use crate::cache::{CachedVerdict, VerdictKey};
+use crate::flow::{Flow, TOUCH_EVERY, expired, is_first_answer, next_state, origin, state, timeout_of};
 use crate::judge::{Family, needs_opening};
 use crate::packet::{IcmpRole, Parsed, tcp};
 use crate::policy::{Decision, protocol};
@@ -33,50 +31,26 @@ pub fn known_flow<F: Family, D: Datapath<F>>(
     if opens(&transit.packet) {
         return false;
     }
-    let place = place_of(key);
+    let Some(entry) = path.flow(endpoint, transit.slot, key) else { return false };
+    let flow = entry.glance();
+    if flow.revision != endpoint.revision || !entry.is_still(key) {
+        return false;
+    }
     let now = path.now();
     let length = u64::from(transit.length);
     let ends = transit.packet.tcp_flags & (tcp::FIN | tcp::RST) != 0;
-    let found = Found {
-        ifindex: endpoint.ifindex,
-        revision: endpoint.revision,
-        since: now as u32,
-        // Before the entry is looked at: what changes it meanwhile begins another epoch.
-        epoch: path.epoch(place),
-        ..Found::default()
-    };
-    if !ends
-        && let Some(cached) = path.cached_flow(place)
-        && cached.is(key, &found)
-    {
-        path.count(cached.found.slot, Verdict::Allow, length, false);
-        return true;
-    }
-    let Some(entry) = path.flow(transit.slot, key) else { return false };
-    let (flow, tag) = (entry.glance(), key.tag());
-    if flow.revision != endpoint.revision || flow.tag != tag {
-        return false;
-    }
-    // That of the judgement: the endpoint's may be another one by now.
-    let found = Found { slot: flow.slot, revision: flow.revision, ..found };
     let allowed = flow.verdict == Verdict::Allow as u8;
     // As most packets are: of an open flow that was seen a moment ago (no time-out is that short), and not its end.
     if allowed && flow.state == state::OPEN && !ends && now.wrapping_sub(flow.last_seen) < TOUCH_EVERY {
-        path.cache_flow(place, key, found);
         path.count(flow.slot, Verdict::Allow, length, false);
         return true;
     }
     let flow = entry.load();
-    if flow.tag != tag || expired(&flow, now) {
+    if !entry.is_still(key) || expired(&flow, now) {
         return false;
     }
     if !matches!(transit.packet.icmp, IcmpRole::Error) {
-        let next = advance(path, &entry, &flow, transit);
-        if ends {
-            path.next_epoch(place);
-        } else if allowed && next == state::OPEN {
-            path.cache_flow(place, key, found);
-        }
+        advance(path, &entry, &flow, transit);
         if now.wrapping_sub(flow.last_seen) >= TOUCH_EVERY {
             entry.touch(now);
         }
@@ -85,9 +59,9 @@ pub fn known_flow<F: Family, D: Datapath<F>>(
     true
 }
 
-/// What a packet does to the state of its flow, and the state then.
+/// What a packet does to the state of its flow.
 #[inline(always)]
-fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, transit: &Transit<F>) -> u8 {
+fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, transit: &Transit<F>) {
     let from_opener = flow.opener == transit.hook as u8;
     let next = next_state(flow.state, from_opener, transit.packet.tcp_flags);
     if next != flow.state {
@@ -97,7 +71,6 @@ fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, tr
         let seconds = patience(transit.packet.protocol, next, flow.origin);
         entry.advance(next, seconds.wrapping_mul(path.config(config::HZ)));
     }
-    next
 }
 
 /// The time-out in seconds. A flow whose origin is not its address must be gone before the kernel's conntrack gives the
@@ -109,17 +82,18 @@ fn patience(proto: u8, life: u8, from: u32) -> u32 {
     if from != origin::ADDRESS && proto != protocol::TCP && seconds > 100 { 100 } else { seconds }
 }
 
-/// Writes a flow, with its tag and the time-out of its state, in place of what may be remembered of its key; `false` if the
-/// table did not take it.
+/// Writes a flow, with the time-out of its state; `false` if the table did not take it.
 #[inline(always)]
-pub fn put<F: Family, D: Datapath<F>>(path: &D, transit: &Transit<F>, key: &F::Key, flow: Flow) -> bool {
+pub fn put<F: Family, D: Datapath<F>>(
+    path: &D,
+    endpoint: &Endpoint,
+    transit: &Transit<F>,
+    key: &F::Key,
+    flow: Flow,
+) -> bool {
     let seconds = patience(transit.packet.protocol, flow.state, flow.origin);
     let timeout = seconds.wrapping_mul(path.config(config::HZ));
-    let stored = path.insert(transit.slot, key, &Flow { tag: key.tag(), timeout, ..flow });
-    if stored {
-        path.next_epoch(place_of(key));
-    }
-    stored
+    path.insert(endpoint, transit.slot, key, &Flow { timeout, ..flow })
 }
 
 /// Whether a SYN that passes this hook makes a live flow a new one. A flow of the other side it does not: the SYN may be
@@ -152,9 +126,9 @@ pub fn permitted_flow<F: Family, D: Datapath<F>>(
     }
     let now = path.now();
     let mut charged = true;
-    if let Some(entry) = path.flow(transit.slot, key) {
+    if let Some(entry) = path.flow(endpoint, transit.slot, key) {
         let known = entry.load();
-        if known.tag == key.tag() && !expired(&known, now) {
+        if entry.is_still(key) && !expired(&known, now) {
             if !opens || !may_replace(&known, transit.hook) {
                 return false;
             }
@@ -172,7 +146,7 @@ pub fn permitted_flow<F: Family, D: Datapath<F>>(
         opener: transit.hook as u8,
         ..Flow::default()
     };
-    if !put(path, transit, key, flow) {
+    if !put(path, endpoint, transit, key, flow) {
         return false;
     }
     path.count(cached.slot, Verdict::Allow, u64::from(transit.length), true);

@@ -34,6 +34,7 @@ pub mod policy;
 pub mod process;
 pub mod reason;
 pub mod service;
+pub mod table;
 
 pub use identity::{Identity, Kind};
 pub use reason::{Direction, Reason, Verdict};

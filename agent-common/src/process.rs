@@ -4,9 +4,9 @@
 //! is in [`crate::known`]; everything else is [`prepare`] and [`decide`].
 
 use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
-use crate::cache::{CachedFlow, CachedVerdict, Found};
+use crate::cache::CachedVerdict;
 use crate::event::Event;
-use crate::flow::{Flow, FlowKey, expired, is_first_answer, key_of, next_state, origin};
+use crate::flow::{Flow, expired, is_first_answer, key_of, next_state, origin};
 use crate::identity::{Identity, Kind};
 use crate::judge::{
     Config, Family, Judgement, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin,
@@ -17,12 +17,14 @@ use crate::packet::{FragmentPart, IcmpRole, Parsed};
 use crate::policy::{Decision, protocol};
 use crate::reason::{Direction, Reason, Verdict};
 
-/// An entry of a flow table that other CPUs may change, or reuse, at any time.
-pub trait FlowRef {
-    /// The value, its tag read last.
+/// An entry of a flow table that other CPUs may change, or give to another key, at any time.
+pub trait FlowRef<K> {
+    /// The value.
     fn load(&self) -> Flow;
     /// As [`FlowRef::load`], without time-out and origin: what most packets need.
     fn glance(&self) -> Flow;
+    /// Whether the entry is still of this key; asked after it was read.
+    fn is_still(&self, key: &K) -> bool;
     /// Writes `last_seen`.
     fn touch(&self, now: u64);
     /// Writes `timeout` and `state`.
@@ -32,19 +34,11 @@ pub trait FlowRef {
 /// Everything that the walk reads and writes.
 pub trait Datapath<F: Family>: Maps<F> {
     /// An entry of a flow table.
-    type Flow: FlowRef;
+    type Flow: FlowRef<F::Key>;
     /// Jiffies.
     fn now(&self) -> u64;
-    /// The flow of an endpoint.
-    fn flow(&self, slot: u32, key: &F::Key) -> Option<Self::Flow>;
-    /// What this processor remembers of a flow at a place.
-    fn cached_flow(&self, place: usize) -> Option<CachedFlow<F::Key>>;
-    /// Remembers a flow.
-    fn cache_flow(&self, place: usize, key: &F::Key, found: Found);
-    /// The epoch of a place: another one as soon as a flow that may be remembered there is no longer as it was.
-    fn epoch(&self, place: usize) -> u32;
-    /// Begins another epoch, for all processors.
-    fn next_epoch(&self, place: usize);
+    /// The flow of an endpoint, which has this slot.
+    fn flow(&self, endpoint: &Endpoint, slot: u32, key: &F::Key) -> Option<Self::Flow>;
     /// What this processor remembers of a judgement at a place.
     fn cached_verdict(&self, place: usize) -> Option<CachedVerdict<F::Address>>;
     /// Remembers a judgement.
@@ -54,7 +48,7 @@ pub trait Datapath<F: Family>: Maps<F> {
     /// Gives back what a flow has taken: it was answered.
     fn refund(&self, slot: u32, opener: Direction);
     /// Writes a flow; `false` if the table did not take it.
-    fn insert(&self, slot: u32, key: &F::Key, flow: &Flow) -> bool;
+    fn insert(&self, endpoint: &Endpoint, slot: u32, key: &F::Key, flow: &Flow) -> bool;
     /// Counts one packet of `bytes` bytes and, if it was evaluated, a decision.
     fn count(&self, slot: u32, verdict: Verdict, bytes: u64, decision: bool);
     /// The counter slot of a pair, assigned when it is first seen.
@@ -435,9 +429,9 @@ fn orient<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut W
     let related = matches!(packet.icmp, IcmpRole::Error);
 
     work.has_known = false;
-    if let Some(entry) = path.flow(work.transit.slot, &work.key) {
+    if let Some(entry) = path.flow(endpoint, work.transit.slot, &work.key) {
         let flow = entry.load();
-        if flow.tag == work.key.tag() && !expired(&flow, work.now) {
+        if entry.is_still(&work.key) && !expired(&flow, work.now) {
             work.known = flow;
             work.has_known = true;
         }
@@ -522,7 +516,7 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
     };
     let slot = path.slot_of(&pair);
     if !matches!(decision.verdict, Verdict::Deny)
-        && let Err(reason) = store(path, work, &decision, revision, slot)
+        && let Err(reason) = store(path, endpoint, work, &decision, revision, slot)
     {
         // Without a flow there are no answers; where nothing is enforced, those pass all the same.
         let (verdict, _) = soften(path, Verdict::Deny);
@@ -556,6 +550,7 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
 #[inline(always)]
 fn store<F: Family, D: Datapath<F>>(
     path: &D,
+    endpoint: &Endpoint,
     work: &Work<F>,
     decision: &Decision,
     revision: u32,
@@ -591,7 +586,7 @@ fn store<F: Family, D: Datapath<F>>(
     flow.revision = revision;
     flow.slot = slot;
     flow.verdict = decision.verdict as u8;
-    if put(path, &work.transit, &work.key, flow) { Ok(()) } else { Err(Reason::FlowTable) }
+    if put(path, endpoint, &work.transit, &work.key, flow) { Ok(()) } else { Err(Reason::FlowTable) }
 }
 
 /// The verdict under the modes in force, and whether only the override made it milder.

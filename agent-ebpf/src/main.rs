@@ -9,6 +9,7 @@
 
 #[cfg(feature = "bench")]
 mod bench;
+mod entry;
 mod maps;
 mod path;
 mod skb;

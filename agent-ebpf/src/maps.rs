@@ -6,19 +6,20 @@ use portcullis_common::abi::{
     Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, Fragment, FragmentKey,
     NumberKey, PairKey, config,
 };
-use portcullis_common::cache::{self, CachedFlow, CachedVerdict};
-use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
+use portcullis_common::cache::{self, CachedVerdict};
+use portcullis_common::flow::{FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
 use portcullis_common::judge::{V4, V6};
 use portcullis_common::policy::{PortStep, Row, RowKey};
 use portcullis_common::process::Work;
 use portcullis_common::reason::REASONS;
 use portcullis_common::service::{Service, ServiceKey};
+use portcullis_common::table::{self, FlowEntry};
 
 /// Flow table of one endpoint, IPv4; the template of the inner maps.
-pub type Flows4 = LruHashMap<FlowKey4, Flow, 4096>;
+pub type Flows4 = Array<FlowEntry<FlowKey4>, { table::entries(4096) as usize }>;
 /// Flow table of one endpoint, IPv6; the template of the inner maps.
-pub type Flows6 = LruHashMap<FlowKey6, Flow, 4096>;
+pub type Flows6 = Array<FlowEntry<FlowKey6>, { table::entries(4096) as usize }>;
 
 /// Hash maps allocate entries when they are written: most hold far less than they may.
 const NO_PREALLOC: usize = 1;
@@ -68,12 +69,6 @@ pub static NUMBERS: HashMap<NumberKey, Digest, 262_144, NO_PREALLOC> = HashMap::
 
 /// What a processor remembers, see [`portcullis_common::cache`]; not pinned. One value each: an element for every place would
 /// be one more pointer to follow.
-#[btf_map]
-pub static FLOW_CACHE4: PerCpuArray<[CachedFlow<FlowKey4>; cache::FLOWS], 1> = PerCpuArray::new();
-#[btf_map]
-pub static FLOW_CACHE6: PerCpuArray<[CachedFlow<FlowKey6>; cache::FLOWS], 1> = PerCpuArray::new();
-#[btf_map]
-pub static FLOW_EPOCHS: Array<[u32; cache::FLOWS], 1> = Array::new();
 #[btf_map]
 pub static VERDICT_CACHE4: PerCpuArray<[CachedVerdict<u32>; cache::VERDICTS], 1> = PerCpuArray::new();
 #[btf_map]

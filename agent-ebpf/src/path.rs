@@ -8,16 +8,18 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use portcullis_common::abi::{Addr6, Endpoint, FlowBudget, Fragment, FragmentKey, PairKey, config};
-use portcullis_common::cache::{self, CachedFlow, CachedVerdict, Found};
+use portcullis_common::cache::{self, CachedVerdict};
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
 use portcullis_common::judge::{Config, Maps, V4, V6};
 use portcullis_common::policy::{PolicyMaps, PortKey, PortStep, Row, RowKey, decisive_step};
-use portcullis_common::process::{Datapath, FlowRef};
+use portcullis_common::process::Datapath;
 use portcullis_common::reason::{Direction, Reason, Verdict};
 use portcullis_common::service::{Service, ServiceKey};
+use portcullis_common::table::{find, home, store};
 
+use crate::entry::Entry;
 use crate::maps::*;
 
 /// The kernel's maps.
@@ -25,59 +27,6 @@ use crate::maps::*;
 pub struct Path {
     /// Interface that the program runs on, for events.
     pub ifindex: u32,
-}
-
-/// An entry of a flow table.
-pub struct Entry(*mut Flow);
-
-impl FlowRef for Entry {
-    #[inline(always)]
-    fn load(&self) -> Flow {
-        // SAFETY: the pointer is to a map value, checked by the verifier. Volatile, because other CPUs write.
-        let (origin, timeout) = unsafe {
-            (read_volatile(addr_of_mut!((*self.0).origin)), read_volatile(addr_of_mut!((*self.0).timeout)))
-        };
-        Flow { origin, timeout, ..self.glance() }
-    }
-
-    #[inline(always)]
-    fn glance(&self) -> Flow {
-        let p = self.0;
-        // SAFETY: as in `load`. The tag comes last, because an entry that is reused is written tag first.
-        unsafe {
-            // Verdict, opener, state and padding in one word.
-            let [verdict, opener, state, pad] =
-                read_volatile(addr_of_mut!((*p).verdict).cast::<u32>()).to_ne_bytes();
-            let flow = Flow {
-                tag: 0,
-                revision: read_volatile(addr_of_mut!((*p).revision)),
-                last_seen: read_volatile(addr_of_mut!((*p).last_seen)),
-                timeout: 0,
-                slot: read_volatile(addr_of_mut!((*p).slot)),
-                origin: 0,
-                verdict,
-                opener,
-                state,
-                pad,
-            };
-            Flow { tag: read_volatile(addr_of_mut!((*p).tag)), ..flow }
-        }
-    }
-
-    #[inline(always)]
-    fn touch(&self, now: u64) {
-        // SAFETY: as in `load`; one aligned word.
-        unsafe { write_volatile(addr_of_mut!((*self.0).last_seen), now) };
-    }
-
-    #[inline(always)]
-    fn advance(&self, state: u8, timeout: u32) {
-        // SAFETY: as in `load`.
-        unsafe {
-            write_volatile(addr_of_mut!((*self.0).timeout), timeout);
-            write_volatile(addr_of_mut!((*self.0).state), state);
-        }
-    }
 }
 
 impl Config for Path {
@@ -206,9 +155,21 @@ fn service(key: &ServiceKey, into: &mut Service) -> bool {
 }
 
 macro_rules! datapath {
-    ($family:ty, $address:ty, $flows:ident, $key:ty, $cache:ident, $verdicts:ident) => {
+    ($family:ty, $address:ty, $flows:ident, $key:ty, $verdicts:ident, $store:ident) => {
+        /// Stores a flow of the endpoint in a slot.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $store(slot: u32, home: u32, key: *const $key, flow: *const Flow) -> u32 {
+            // SAFETY: the verifier lets nobody call this with pointers to less than what they point to.
+            let (Some(key), Some(flow)) = (unsafe { key.as_ref() }, unsafe { flow.as_ref() }) else {
+                return 0;
+            };
+            let Some(flows) = $flows.get(slot) else { return 0 };
+            u32::from(store(key, flow, home, |index| flows.get_ptr_mut(index).map(Entry)))
+        }
+
         impl Datapath<$family> for Path {
-            type Flow = Entry;
+            type Flow = Entry<$key>;
 
             #[inline(always)]
             fn now(&self) -> u64 {
@@ -217,47 +178,17 @@ macro_rules! datapath {
             }
 
             #[inline(always)]
-            fn flow(&self, slot: u32, key: &$key) -> Option<Entry> {
-                $flows.get(slot)?.get_ptr_mut(key).map(Entry)
-            }
-
-            #[inline(always)]
-            fn cached_flow(&self, place: usize) -> Option<CachedFlow<$key>> {
-                let flows = $cache.get_ptr(0)?;
-                // SAFETY: this CPU's copy of a map value, and a place inside of it.
-                Some(unsafe { *flows.cast::<CachedFlow<$key>>().add(place % cache::FLOWS) })
-            }
-
-            #[inline(always)]
-            fn cache_flow(&self, place: usize, key: &$key, found: Found) {
-                if let Some(flows) = $cache.get_ptr_mut(0) {
-                    // SAFETY: as above.
-                    unsafe {
-                        let flow = flows.cast::<CachedFlow<$key>>().add(place % cache::FLOWS);
-                        (*flow).key = *key;
-                        (*flow).found = found;
-                    }
-                }
-            }
-
-            #[inline(always)]
-            fn epoch(&self, place: usize) -> u32 {
-                // SAFETY: a map value.
-                epoch(place).map_or(0, |epoch| unsafe { read_volatile(epoch) })
-            }
-
-            #[inline(always)]
-            fn next_epoch(&self, place: usize) {
-                if let Some(epoch) = epoch(place) {
-                    // SAFETY: an aligned word of a map value.
-                    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::AcqRel }>(epoch, 1) };
-                }
+            fn flow(&self, endpoint: &Endpoint, slot: u32, key: &$key) -> Option<Entry<$key>> {
+                let flows = $flows.get(slot)?;
+                find(key, home(key, endpoint.flow_seed, endpoint.flow_homes), |index| {
+                    flows.get_ptr_mut(index).map(Entry)
+                })
             }
 
             #[inline(always)]
             fn cached_verdict(&self, place: usize) -> Option<CachedVerdict<$address>> {
                 let verdicts = $verdicts.get_ptr(0)?;
-                // SAFETY: as above.
+                // SAFETY: this CPU's copy of a map value, and a place inside of it.
                 Some(unsafe { *verdicts.cast::<CachedVerdict<$address>>().add(place % cache::VERDICTS) })
             }
 
@@ -282,11 +213,9 @@ macro_rules! datapath {
             }
 
             #[inline(always)]
-            fn insert(&self, slot: u32, key: &$key, flow: &Flow) -> bool {
-                match $flows.get(slot) {
-                    Some(table) => table.insert(key, flow, BPF_ANY as u64).is_ok(),
-                    None => false,
-                }
+            fn insert(&self, endpoint: &Endpoint, slot: u32, key: &$key, flow: &Flow) -> bool {
+                let home = home(key, endpoint.flow_seed, endpoint.flow_homes);
+                $store(slot, home, key, flow) != 0
             }
 
             #[inline(always)]
@@ -335,15 +264,8 @@ macro_rules! datapath {
     };
 }
 
-datapath!(V4, u32, FLOWS4, FlowKey4, FLOW_CACHE4, VERDICT_CACHE4);
-datapath!(V6, Addr6, FLOWS6, FlowKey6, FLOW_CACHE6, VERDICT_CACHE6);
-
-/// The epoch of a place, which is one for all CPUs.
-#[inline(always)]
-fn epoch(place: usize) -> Option<*mut u32> {
-    // SAFETY: a place inside of a map value.
-    Some(unsafe { FLOW_EPOCHS.get_ptr_mut(0)?.cast::<u32>().add(place % cache::FLOWS) })
-}
+datapath!(V4, u32, FLOWS4, FlowKey4, VERDICT_CACHE4, store_v4);
+datapath!(V6, Addr6, FLOWS6, FlowKey6, VERDICT_CACHE6, store_v6);
 
 #[inline(always)]
 fn count(slot: u32, verdict: Verdict, bytes: u64, decision: bool) {

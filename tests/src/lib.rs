@@ -58,12 +58,12 @@ pub mod processors;
 pub mod random;
 pub mod raw;
 #[cfg(feature = "agent")]
-pub mod recent;
-#[cfg(feature = "agent")]
 #[allow(clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod reference;
 pub mod residue;
 pub mod shop;
+#[cfg(feature = "agent")]
+pub mod tables;
 pub mod temp;
 pub mod traffic;
 #[cfg(feature = "agent")]

@@ -6,7 +6,6 @@
 #![allow(clippy::expect_used, reason = "tests: a failure is a panic")]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use portcullis::datapath::Pins;
 use portcullis::datapath::inspect::{self, AnyKey};
@@ -83,19 +82,6 @@ fn elsewhere(f: &mut Fixture, run: impl FnOnce(&mut Fixture) + Send) {
             run(f);
         });
         other.join().expect("what is done there");
-    });
-}
-
-#[test]
-fn a_flow_goes_on_without_its_entry_for_a_moment_only() {
-    remembering(|f| {
-        open(f, 4000);
-        assert_eq!(f.lose_flows(), 1);
-        let until = Instant::now() + Duration::from_secs(10);
-        while f.sends(&sent(4000, ACK)) {
-            assert!(Instant::now() < until, "it passes for ever");
-        }
-        assert_eq!(f.drops(Reason::NoFlow, EGRESS), 1);
     });
 }
 

@@ -13,7 +13,7 @@ use portcullis_tests::golden::{Case, Step, Version, cases, seeds};
 /// Reasons that no case can have: nothing gives them to a packet, or no table of the kernel can be brought to it.
 const OUT_OF_REACH: &[(Reason, &str)] = &[
     (Reason::ModeOff, "packets that the mode lets pass keep the reason of their verdict"),
-    (Reason::FlowTable, "an LRU table takes every flow"),
+    (Reason::FlowTable, "a table takes every flow, unless other processors are writing all of its places"),
     (Reason::FlowBudget, "nothing is limited here: see tests/tests/floods.rs"),
 ];
 

@@ -12,8 +12,7 @@ use ipnet::IpNet;
 use portcullis::datapath::{Pins, Reader, Sizes};
 use portcullis::policy::{Desired, RowSet};
 use portcullis_common::abi::{Addr6, names};
-use portcullis_common::cache::{self, CachedFlow, CachedVerdict};
-use portcullis_common::flow::{FlowKey4, FlowKey6};
+use portcullis_common::cache::{self, CachedVerdict};
 use portcullis_common::{Direction, Identity, Kind, Verdict};
 use portcullis_tests::deploy;
 use portcullis_tests::fixture::{add_frontend, always, with_fixture};
@@ -27,9 +26,8 @@ const PROCESS: u64 = 300 << 20;
 /// `NUMBERS` and `SLOTS`, which traffic and time fill: 262,144 and 16,384 entries of less than 128 bytes.
 const OTHERS: u64 = (262_144 + 16_384) * 128;
 /// What each processor remembers (`portcullis_common::cache`), in maps that are not pinned.
-const REMEMBERED: usize = cache::FLOWS
-    * (size_of::<CachedFlow<FlowKey4>>() + size_of::<CachedFlow<FlowKey6>>())
-    + cache::VERDICTS * (size_of::<CachedVerdict<u32>>() + size_of::<CachedVerdict<Addr6>>());
+const REMEMBERED: usize =
+    cache::VERDICTS * (size_of::<CachedVerdict<u32>>() + size_of::<CachedVerdict<Addr6>>());
 /// Rows of a subject in this test.
 const ROWS: u32 = 128;
 

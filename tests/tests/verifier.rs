@@ -10,12 +10,12 @@ use portcullis::datapath::probe::{Verified, load_programs};
 ///
 /// | Linux | `from_pod` | `to_pod` |
 /// | --- | ---: | ---: |
-/// | 6.1 | 120,346 | 121,128 |
-/// | 6.12 | 74,216 | 105,346 |
-/// | 6.18 | 77,206 | 77,310 |
+/// | 6.1 | 205,908 | 206,275 |
+/// | 6.12 | 128,500 | 128,480 |
+/// | 6.18 | 101,043 | 100,678 |
 ///
 /// The kernel gives up after a million.
-const BUDGET: u32 = 180_000;
+const BUDGET: u32 = 300_000;
 
 #[test]
 fn each_program_is_in_the_budget_of_the_verifier_s_instructions() {

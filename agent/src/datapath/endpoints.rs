@@ -81,7 +81,7 @@ impl Slots {
                 .map_err(|error| DatapathError::map("read", names::ENDPOINTS, error))?;
             if written.ifindex != 0 {
                 without.remove(&written.ifindex);
-                let tables = flows::present(pins, slot, sizes.flows_size);
+                let tables = flows::present(pins, slot, &written, sizes.flows_size);
                 by_ifindex.insert(written.ifindex, Entry { slot, written, tables });
             }
         }
@@ -155,13 +155,23 @@ impl Slots {
         spec: &EndpointSpec,
         applied: &mut Applied,
     ) -> Result<(), DatapathError> {
-        let value = Endpoint { revision: self.revision, ..value_of(spec, desired) };
-        let (slot, tables) = match self.by_ifindex.get(&spec.ifindex) {
-            Some(entry) if entry.written == value && entry.tables => return Ok(()),
-            Some(entry) => (entry.slot, entry.tables),
-            None => (self.free_slot(spec).ok_or_else(|| no_slot(spec))?, false),
+        let mut value = Endpoint { revision: self.revision, ..value_of(spec, desired) };
+        let known = self.by_ifindex.get(&spec.ifindex).copied();
+        let with_tables =
+            known.filter(|entry| entry.tables && flows::knows(&entry.written, sizes.flows_size));
+        if let Some(Entry { written, .. }) = with_tables {
+            (value.flow_homes, value.flow_seed) = (written.flow_homes, written.flow_seed);
+            if written == value {
+                return Ok(());
+            }
+        } else {
+            value = flows::keyed(value, sizes.flows_size);
+        }
+        let slot = match known {
+            Some(entry) => entry.slot,
+            None => self.free_slot(spec).ok_or_else(|| no_slot(spec))?,
         };
-        if !tables {
+        if with_tables.is_none() {
             // New tables for a new endpoint: it starts with no flows of a former one.
             flows::create(maps, pins, slot, sizes.flows_size)?;
             self.fresh.insert(spec.ifindex);
@@ -171,7 +181,8 @@ impl Slots {
         }
         if let Err(error) = maps.endpoints.set(slot, value, 0) {
             // What it had may be somebody else's by now.
-            let denying = nobody(spec.ifindex);
+            let Endpoint { flow_homes, flow_seed, .. } = value;
+            let denying = Endpoint { flow_homes, flow_seed, ..nobody(spec.ifindex) };
             if maps.endpoints.set(slot, denying, 0).is_ok() {
                 self.by_ifindex.insert(spec.ifindex, Entry { slot, written: denying, tables: true });
                 applied.writes += 1;

@@ -7,10 +7,12 @@ use portcullis_common::abi::{
     ABI, Counters, ENDPOINT_SLOTS, Endpoint, EventBudget, Mode, PairKey, config, names,
 };
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
+use portcullis_common::table::FlowEntry;
 use portcullis_common::{Direction, Reason, Verdict};
 
 use super::kernel::KernelMaps;
-use super::{DatapathError, Pins, Shape, Sizes, flows};
+use super::mapped::Mapped;
+use super::{DatapathError, Pins, Shape, Sizes};
 
 /// Counters of one pair of principals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,19 +154,25 @@ pub fn flows(pins: &Pins, slot: u32) -> Result<Vec<(AnyKey, Flow)>, DatapathErro
     Ok(found)
 }
 
-fn table<K: Pod>(
+/// Calls `each` with every flow of a table.
+///
+/// # Errors
+/// If the table cannot be opened or read.
+pub fn table<K>(
     pins: &Pins,
     slot: u32,
     version: u8,
     each: &mut dyn FnMut(K, Flow),
-) -> Result<(), DatapathError> {
-    let map = flows::open::<K>(&pins.flow(slot, version))?;
-    for entry in &map {
-        match entry {
-            Ok((key, flow)) => each(key, flow),
-            // The entry was pushed out while it was read.
-            Err(aya::maps::MapError::KeyNotFound) => {}
-            Err(error) => return Err(DatapathError::map("read", format!("flows of slot {slot}"), error)),
+) -> Result<(), DatapathError>
+where
+    FlowEntry<K>: Pod,
+{
+    let table = Mapped::<FlowEntry<K>>::open(&pins.flow(slot, version))?;
+    for index in 0..table.len() {
+        let [Some(entry), Some(again)] = [table.get(index), table.get(index)] else { break };
+        // One that is being written, or was meanwhile, is another one's in part.
+        if entry.is_flow() && entry.flow.version == again.flow.version {
+            each(entry.key, entry.flow);
         }
     }
     Ok(())

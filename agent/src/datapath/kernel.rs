@@ -9,10 +9,11 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use portcullis_common::abi::{Addr6, Counters, Digest, Endpoint, EventBudget, NumberKey, PairKey, names};
-use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
+use portcullis_common::flow::{FlowKey4, FlowKey6};
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{PortStep, Row, RowKey};
 use portcullis_common::service::{Service, ServiceKey};
+use portcullis_common::table::FlowEntry;
 
 use super::error::DatapathError;
 use super::pins::Pins;
@@ -32,8 +33,8 @@ pub struct KernelMaps {
     pub subjects: Array<MapData, u32>,
     pub rows: HashMap<MapData, RowKey, Row>,
     pub ports: Array<MapData, PortStep>,
-    pub flows4: ArrayOfMaps<MapData, HashMap<MapData, FlowKey4, Flow>>,
-    pub flows6: ArrayOfMaps<MapData, HashMap<MapData, FlowKey6, Flow>>,
+    pub flows4: ArrayOfMaps<MapData, Array<MapData, FlowEntry<FlowKey4>>>,
+    pub flows6: ArrayOfMaps<MapData, Array<MapData, FlowEntry<FlowKey6>>>,
     pub counters: PerCpuArray<MapData, Counters>,
     pub slots: HashMap<MapData, PairKey, u32>,
     pub next_slot: Array<MapData, u64>,

@@ -17,6 +17,7 @@ mod events;
 mod flows;
 pub mod inspect;
 mod kernel;
+pub mod mapped;
 mod pins;
 mod ports;
 pub mod probe;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 use aya::{Ebpf, EbpfLoader};
 use portcullis_common::abi::{Digest, Mode, NumberKey, config, names};
 use portcullis_common::policy::RowKey;
+use portcullis_common::table;
 use portcullis_common::{Direction, abi};
 
 pub use attach::{AttachMode, HookState, describe_program, find_filter};
@@ -206,6 +208,7 @@ impl Datapath {
         self.set_config(config::EVENT_RATE, self.options.event_rate)?;
         self.set_config(config::NEW_FLOW_RATE, self.options.new_flow_rate)?;
         self.set_config(config::SLOT_CAPACITY, self.options.sizes.counters_size)?;
+        self.set_config(config::FLOW_HOMES, table::homes(self.options.sizes.flows_size))?;
         // Slot 0 is "other", for pairs that find no slot.
         if self.maps.next_slot.get(&0, 0).map_err(|e| DatapathError::map("read", names::NEXT_SLOT, e))? == 0 {
             self.maps.next_slot.set(0, 1, 0).map_err(|e| DatapathError::map("write", names::NEXT_SLOT, e))?;
@@ -291,7 +294,6 @@ fn forward_log(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
 /// # Errors
 /// If the kernel refuses a map.
 pub fn load_object(object: &[u8], pins: &Pins, sizes: &Sizes) -> Result<Ebpf, DatapathError> {
-    // A table of another size than the template's is taken as well.
     flows::create_outer(pins, sizes.flows_size)?;
     let mut loader = EbpfLoader::new();
     for name in names::ALL {

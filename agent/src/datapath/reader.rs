@@ -191,8 +191,8 @@ impl Reader {
                 // The endpoint is coming or going.
                 continue;
             }
-            batch::for_each(&pins[0], names::FLOWS4, &mut |_: FlowKey4, flow| told |= tells(&flow))?;
-            batch::for_each(&pins[1], names::FLOWS6, &mut |_: FlowKey6, flow| told |= tells(&flow))?;
+            inspect::table(&self.pins, slot, 4, &mut |_: FlowKey4, flow| told |= tells(&flow))?;
+            inspect::table(&self.pins, slot, 6, &mut |_: FlowKey6, flow| told |= tells(&flow))?;
             if told {
                 found.insert(endpoint.ifindex);
             }

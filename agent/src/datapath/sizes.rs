@@ -37,8 +37,9 @@ pub struct Sizes {
     /// Pairs of principals that have counters of their own (72 bytes a CPU each)
     #[arg(long, value_name = "N", default_value_t = 16_384, help_heading = "Map sizes")]
     pub counters_size: u32,
-    /// Flows of one endpoint, for each IP version (about 110 and 135 bytes each)
-    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Map sizes")]
+    /// Flows of one endpoint, for each IP version (96 and 144 bytes each)
+    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Map sizes",
+        value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub flows_size: u32,
     /// Fragmented datagrams under way
     #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Map sizes")]

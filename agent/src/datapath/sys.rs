@@ -84,7 +84,8 @@ pub fn grace_period() -> io::Result<()> {
 /// # Errors
 /// What `bpf` says.
 pub fn grace_period_by_map() -> io::Result<()> {
-    let array = NewMap { name: c"", kind: bpf_map_type::BPF_MAP_TYPE_ARRAY, key: 4, value: 4, entries: 1 };
+    let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY;
+    let array = NewMap { name: c"", kind, key: 4, value: 4, entries: 1, flags: 0 };
     let inner = create_map(&array, None)?;
     let outer = NewMap { kind: bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS, ..array };
     let outer = create_map(&outer, Some(&inner))?;
@@ -111,6 +112,8 @@ pub struct NewMap<'a> {
     pub value: u32,
     /// How many there can be.
     pub entries: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
 }
 
 /// Makes a map; one of maps holds those that are like `inner`.
@@ -124,6 +127,7 @@ pub fn create_map(map: &NewMap<'_>, inner: Option<&OwnedFd>) -> io::Result<Owned
     attr.__bindgen_anon_1.key_size = map.key;
     attr.__bindgen_anon_1.value_size = map.value;
     attr.__bindgen_anon_1.max_entries = map.entries;
+    attr.__bindgen_anon_1.map_flags = map.flags;
     // SAFETY: the whole union was written above, and every value of these bytes is valid.
     let name = unsafe { &mut attr.__bindgen_anon_1.map_name };
     // The last byte stays zero.

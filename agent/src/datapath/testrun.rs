@@ -67,4 +67,9 @@ impl Datapath {
     ) -> Result<ProbeResult, DatapathError> {
         run(attach::classifier(&mut self.ebpf, direction)?, packet, metadata, repeat)
     }
+
+    /// The program of a direction, for [`run`] by several threads at the same time.
+    pub fn program(&self, direction: Direction) -> Option<&SchedClassifier> {
+        self.ebpf.program(attach::program_name(direction)).and_then(|program| program.try_into().ok())
+    }
 }

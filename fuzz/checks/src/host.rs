@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use portcullis_common::abi::{Addr6, Counters, Endpoint, Fragment, FragmentKey, Mode, PairKey, config};
 use portcullis_common::bytes::Bytes;
-use portcullis_common::cache::{CachedFlow, CachedVerdict, Found};
+use portcullis_common::cache::CachedVerdict;
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::judge::{Config, Family, Maps, Metadata, V4, V6};
@@ -41,9 +41,6 @@ pub struct Host {
     flows4: RefCell<HashMap<FlowKey4, Entry>>,
     flows6: RefCell<HashMap<FlowKey6, Entry>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
-    cached4: RefCell<HashMap<usize, CachedFlow<FlowKey4>>>,
-    cached6: RefCell<HashMap<usize, CachedFlow<FlowKey6>>>,
-    epochs: RefCell<HashMap<usize, u32>>,
     verdicts4: RefCell<HashMap<usize, CachedVerdict<u32>>>,
     verdicts6: RefCell<HashMap<usize, CachedVerdict<Addr6>>>,
     /// New flows that are not answered yet, by direction.
@@ -57,12 +54,15 @@ pub struct Host {
 #[derive(Clone)]
 pub struct Entry(Rc<Cell<Flow>>);
 
-impl FlowRef for Entry {
+impl<K> FlowRef<K> for Entry {
     fn load(&self) -> Flow {
         self.0.get()
     }
     fn glance(&self) -> Flow {
         self.0.get()
+    }
+    fn is_still(&self, _: &K) -> bool {
+        true
     }
     fn touch(&self, now: u64) {
         self.0.set(Flow { last_seen: now, ..self.0.get() });
@@ -89,9 +89,6 @@ impl Host {
             flows4: RefCell::default(),
             flows6: RefCell::default(),
             fragments: RefCell::default(),
-            cached4: RefCell::default(),
-            cached6: RefCell::default(),
-            epochs: RefCell::default(),
             verdicts4: RefCell::default(),
             verdicts6: RefCell::default(),
             unanswered: [const { Cell::new(0) }; 2],
@@ -116,8 +113,6 @@ impl Host {
         self.flows4.borrow_mut().clear();
         self.flows6.borrow_mut().clear();
         self.fragments.borrow_mut().clear();
-        self.cached4.borrow_mut().clear();
-        self.cached6.borrow_mut().clear();
         self.verdicts4.borrow_mut().clear();
         self.verdicts6.borrow_mut().clear();
     }
@@ -139,12 +134,12 @@ impl Host {
 
     /// The IPv4 flows.
     pub fn flows4(&self) -> Vec<(FlowKey4, Flow)> {
-        self.flows4.borrow().iter().map(|(key, entry)| (*key, entry.load())).collect()
+        self.flows4.borrow().iter().map(|(key, entry)| (*key, entry.0.get())).collect()
     }
 
     /// The IPv6 flows.
     pub fn flows6(&self) -> Vec<(FlowKey6, Flow)> {
-        self.flows6.borrow().iter().map(|(key, entry)| (*key, entry.load())).collect()
+        self.flows6.borrow().iter().map(|(key, entry)| (*key, entry.0.get())).collect()
     }
 
     /// Keys of the datagrams whose first fragment was seen.
@@ -285,7 +280,7 @@ impl Config for Host {
 }
 
 macro_rules! datapath {
-    ($family:ty, $address:ty, $key:ty, $flows:ident, $cached:ident, $verdicts:ident, $wide:expr) => {
+    ($family:ty, $address:ty, $key:ty, $flows:ident, $verdicts:ident, $wide:expr) => {
         impl Maps<$family> for Host {
             fn exact(&self, address: $address) -> Option<Identity> {
                 self.tables.addresses.get(&$wide(address)).copied()
@@ -306,24 +301,12 @@ macro_rules! datapath {
             fn now(&self) -> u64 {
                 self.now
             }
-            fn flow(&self, _: u32, key: &$key) -> Option<Entry> {
+            fn flow(&self, _: &Endpoint, _: u32, key: &$key) -> Option<Entry> {
                 self.$flows.borrow().get(key).cloned()
             }
-            fn insert(&self, _: u32, key: &$key, flow: &Flow) -> bool {
+            fn insert(&self, _: &Endpoint, _: u32, key: &$key, flow: &Flow) -> bool {
                 self.$flows.borrow_mut().insert(*key, Entry(Rc::new(Cell::new(*flow))));
                 true
-            }
-            fn cached_flow(&self, place: usize) -> Option<CachedFlow<$key>> {
-                self.$cached.borrow().get(&place).copied()
-            }
-            fn cache_flow(&self, place: usize, key: &$key, found: Found) {
-                self.$cached.borrow_mut().insert(place, CachedFlow { key: *key, found });
-            }
-            fn epoch(&self, place: usize) -> u32 {
-                self.epochs.borrow().get(&place).copied().unwrap_or(0)
-            }
-            fn next_epoch(&self, place: usize) {
-                *self.epochs.borrow_mut().entry(place).or_default() += 1;
             }
             fn cached_verdict(&self, place: usize) -> Option<CachedVerdict<$address>> {
                 self.$verdicts.borrow().get(&place).copied()
@@ -366,5 +349,5 @@ macro_rules! datapath {
     };
 }
 
-datapath!(V4, u32, FlowKey4, flows4, cached4, verdicts4, |address: u32| IpAddr::from(address.to_ne_bytes()));
-datapath!(V6, Addr6, FlowKey6, flows6, cached6, verdicts6, |address: Addr6| IpAddr::from(address.to_bytes()));
+datapath!(V4, u32, FlowKey4, flows4, verdicts4, |address: u32| IpAddr::from(address.to_ne_bytes()));
+datapath!(V6, Addr6, FlowKey6, flows6, verdicts6, |address: Addr6| IpAddr::from(address.to_bytes()));

@@ -1,9 +1,8 @@
 //! What a packet costs, measured by the kernel (`BPF_PROG_TEST_RUN`) in one run: an empty program, the limit (parse, one
 //! LRU lookup, one per-CPU array update), the same with a table that all endpoints share, and ours.
 //!
-//! A flow that was used a moment ago is not looked up in its table, and a verdict that was given to the like of a new flow not
-//! looked for (`portcullis_common::cache`). What it costs without that is measured, too: new flows are judged unless they are
-//! called remembered, and a packet that ends its flow is always looked up.
+//! A verdict that was given to the like of a new flow is not looked for again (`portcullis_common::cache`): new flows are
+//! judged here unless they are called remembered. A packet that ends its flow goes through all of its states.
 //!
 //! Every round runs each case once, in turn, so that a change of the machine's speed hits all of them alike; the figure
 //! of a case is the median of its rounds. Net is what is left without the empty program; ratios are of net figures.
@@ -48,9 +47,9 @@ const KNOWN_FLOWS: &[(&str, &str, Version)] = &[
         Version::V6,
     ),
 ];
-/// The same flows, with a packet that is looked up in the table each time: where a frame has its TCP flags.
-const LOOKED_UP: &[(&str, usize, Version)] =
-    &[("known-flow-ipv4-looked-up", 47, Version::V4), ("known-flow-ipv6-looked-up", 67, Version::V6)];
+/// The same flows, with a packet that ends them: where a frame has its TCP flags.
+const ENDS: &[(&str, usize, Version)] =
+    &[("known-flow-ipv4-ends", 47, Version::V4), ("known-flow-ipv6-ends", 67, Version::V6)];
 /// One in so many allowed new flows would be reported, so each is judged.
 const JUDGE: u32 = u32::MAX;
 /// Counter slot of the flow of the limit programs.
@@ -104,7 +103,7 @@ fn round(value: f64) -> f64 {
 /// The names in the order of the story.
 fn order(figures: &BTreeMap<String, f64>) -> Vec<String> {
     let known = KNOWN_FLOWS.iter().map(|(name, ..)| *name);
-    let known = known.chain(LOOKED_UP.iter().map(|(name, ..)| *name));
+    let known = known.chain(ENDS.iter().map(|(name, ..)| *name));
     let mut names: Vec<String> =
         ["empty", "limit", "limit-shared"].into_iter().chain(known).map(str::to_owned).collect();
     for size in IDENTITIES {
@@ -275,7 +274,7 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
             let run = || fixture.probe(hook, &packet, ProbeMetadata::default(), KNOWN);
             sample((*name).to_owned(), known(run));
         }
-        for (name, flags_at, version) in LOOKED_UP {
+        for (name, flags_at, version) in ENDS {
             let fixture = &mut fixtures[0].1;
             let (hook, mut packet) = golden::ready(KNOWN_FLOWS[0].1, *version, fixture);
             packet[*flags_at] |= flags::FIN;

@@ -1,0 +1,234 @@
+//! A place of a flow table in the kernel.
+
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
+use portcullis_common::process::FlowRef;
+use portcullis_common::table::{FlowEntry, Place};
+
+/// A place of a flow table. Everything is read and written word by word, because other CPUs write.
+#[derive(Clone, Copy)]
+pub struct Entry<K>(pub *mut FlowEntry<K>);
+
+/// The words of a key in a map.
+pub trait Words {
+    /// Whether they are those of a key, read in the other order than [`Words::write`] writes them.
+    ///
+    /// # Safety
+    /// `at` points into a map value.
+    unsafe fn are(at: *const Self, key: &Self) -> bool;
+    /// Makes them those of no packet.
+    ///
+    /// # Safety
+    /// As for [`Words::are`].
+    unsafe fn vacate(at: *mut Self);
+    /// Writes them.
+    ///
+    /// # Safety
+    /// As for [`Words::are`].
+    unsafe fn write(at: *mut Self, key: &Self);
+}
+
+/// The last word of a key that no packet has: the upper bytes of every other one are zero.
+const NOBODY: u64 = u64::MAX;
+
+/// Writes a word after everything that was written before, and before everything that is written after it, on processors that
+/// change the order of writes, too.
+///
+/// # Safety
+/// `at` points to an aligned word of a map value.
+#[inline(always)]
+unsafe fn exchange(at: *mut u64, word: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::AcqRel }>(at, word) };
+}
+
+impl Words for FlowKey4 {
+    #[inline(always)]
+    unsafe fn are(at: *const Self, key: &Self) -> bool {
+        // SAFETY: the caller's promise. The word first that is written last: the others are those of the same key then, or of a
+        // later one. One branch, which is less for the verifier.
+        let differs = unsafe {
+            (read_volatile(addr_of!((*at).rest)) ^ key.rest)
+                | (read_volatile(addr_of!((*at).addresses)) ^ key.addresses)
+        };
+        differs == 0
+    }
+
+    #[inline(always)]
+    unsafe fn vacate(at: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { exchange(addr_of_mut!((*at).rest), NOBODY) };
+    }
+
+    #[inline(always)]
+    unsafe fn write(at: *mut Self, key: &Self) {
+        // SAFETY: the caller's promise. The word that no packet has goes last.
+        unsafe {
+            write_volatile(addr_of_mut!((*at).addresses), key.addresses);
+            exchange(addr_of_mut!((*at).rest), key.rest);
+        }
+    }
+}
+
+impl Words for FlowKey6 {
+    #[inline(always)]
+    unsafe fn are(at: *const Self, key: &Self) -> bool {
+        // SAFETY: as above, and in the same order.
+        let differs = unsafe {
+            (read_volatile(addr_of!((*at).rest)) ^ key.rest)
+                | (read_volatile(addr_of!((*at).remote[1])) ^ key.remote[1])
+                | (read_volatile(addr_of!((*at).remote[0])) ^ key.remote[0])
+                | (read_volatile(addr_of!((*at).local[1])) ^ key.local[1])
+                | (read_volatile(addr_of!((*at).local[0])) ^ key.local[0])
+        };
+        differs == 0
+    }
+
+    #[inline(always)]
+    unsafe fn vacate(at: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { exchange(addr_of_mut!((*at).rest), NOBODY) };
+    }
+
+    #[inline(always)]
+    unsafe fn write(at: *mut Self, key: &Self) {
+        // SAFETY: the caller's promise. The word that no packet has goes last.
+        unsafe {
+            write_volatile(addr_of_mut!((*at).local[0]), key.local[0]);
+            write_volatile(addr_of_mut!((*at).local[1]), key.local[1]);
+            write_volatile(addr_of_mut!((*at).remote[0]), key.remote[0]);
+            write_volatile(addr_of_mut!((*at).remote[1]), key.remote[1]);
+            exchange(addr_of_mut!((*at).rest), key.rest);
+        }
+    }
+}
+
+impl<K: Words> FlowRef<K> for Entry<K> {
+    #[inline(always)]
+    fn load(&self) -> Flow {
+        let flow = self.glance();
+        // SAFETY: the pointer is to a map value, checked by the verifier.
+        let (origin, timeout) = unsafe {
+            let flow = addr_of_mut!((*self.0).flow);
+            (read_volatile(addr_of!((*flow).origin)), read_volatile(addr_of!((*flow).timeout)))
+        };
+        Flow { origin, timeout, ..flow }
+    }
+
+    #[inline(always)]
+    fn glance(&self) -> Flow {
+        // SAFETY: as in `load`.
+        unsafe {
+            let flow = addr_of_mut!((*self.0).flow);
+            // First, as it is written last: what is read after it is as new.
+            let revision = read_volatile(addr_of!((*flow).revision));
+            // Verdict, opener, state and padding in one word.
+            let [verdict, opener, state, pad] =
+                read_volatile(addr_of!((*flow).verdict).cast::<u32>()).to_ne_bytes();
+            Flow {
+                version: 0,
+                revision,
+                last_seen: read_volatile(addr_of!((*flow).last_seen)),
+                timeout: 0,
+                slot: read_volatile(addr_of!((*flow).slot)),
+                origin: 0,
+                verdict,
+                opener,
+                state,
+                pad,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn is_still(&self, key: &K) -> bool {
+        self.holds(key)
+    }
+
+    #[inline(always)]
+    fn touch(&self, now: u64) {
+        // SAFETY: as in `load`; one aligned word.
+        unsafe { write_volatile(addr_of_mut!((*self.0).flow.last_seen), now) };
+    }
+
+    #[inline(always)]
+    fn advance(&self, state: u8, timeout: u32) {
+        // SAFETY: as in `load`.
+        unsafe {
+            write_volatile(addr_of_mut!((*self.0).flow.timeout), timeout);
+            write_volatile(addr_of_mut!((*self.0).flow.state), state);
+        }
+    }
+}
+
+impl<K: Words> Place<K> for Entry<K> {
+    #[inline(always)]
+    fn version(&self) -> u32 {
+        // SAFETY: as in `load`.
+        unsafe { read_volatile(addr_of!((*self.0).flow.version)) }
+    }
+
+    #[inline(always)]
+    fn holds(&self, key: &K) -> bool {
+        // SAFETY: as in `load`.
+        unsafe { K::are(addr_of!((*self.0).key), key) }
+    }
+
+    #[inline(always)]
+    fn left(&self, now: u64) -> i64 {
+        // SAFETY: as in `load`.
+        let (last_seen, timeout) = unsafe {
+            (
+                read_volatile(addr_of!((*self.0).flow.last_seen)),
+                read_volatile(addr_of!((*self.0).flow.timeout)),
+            )
+        };
+        timeout as i64 - now.wrapping_sub(last_seen) as i64
+    }
+
+    #[inline(always)]
+    fn claim(&self, version: u32) -> bool {
+        // SAFETY: an aligned word of a map value.
+        unsafe {
+            atomic_cxchg::<u32, { AtomicOrdering::AcqRel }, { AtomicOrdering::Acquire }>(
+                addr_of_mut!((*self.0).flow.version),
+                version,
+                version.wrapping_add(1),
+            )
+            .1
+        }
+    }
+
+    #[inline(always)]
+    fn vacate(&self) {
+        // SAFETY: as in `load`.
+        unsafe { K::vacate(addr_of_mut!((*self.0).key)) };
+    }
+
+    #[inline(always)]
+    fn fill(&self, key: &K, flow: &Flow) {
+        // SAFETY: as in `load`.
+        unsafe {
+            let into = addr_of_mut!((*self.0).flow);
+            write_volatile(addr_of_mut!((*into).last_seen), flow.last_seen);
+            write_volatile(addr_of_mut!((*into).timeout), flow.timeout);
+            write_volatile(addr_of_mut!((*into).slot), flow.slot);
+            write_volatile(addr_of_mut!((*into).origin), flow.origin);
+            let life = u32::from_ne_bytes([flow.verdict, flow.opener, flow.state, 0]);
+            write_volatile(addr_of_mut!((*into).verdict).cast::<u32>(), life);
+            // What makes the rest valid comes after it.
+            write_volatile(addr_of_mut!((*into).revision), flow.revision);
+            K::write(addr_of_mut!((*self.0).key), key);
+        }
+    }
+
+    #[inline(always)]
+    fn release(&self, version: u32) {
+        // SAFETY: as in `load`.
+        unsafe {
+            atomic_xchg::<u32, { AtomicOrdering::AcqRel }>(addr_of_mut!((*self.0).flow.version), version);
+        }
+    }
+}
