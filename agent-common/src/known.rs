@@ -59,6 +59,20 @@ pub fn known_flow<F: Family, D: Datapath<F>>(
     true
 }
 
+/// The flow of a key in the table of an endpoint, if there is one that does not count as absent.
+#[inline(always)]
+pub fn live_flow<F: Family, D: Datapath<F>>(
+    path: &D,
+    endpoint: &Endpoint,
+    slot: u32,
+    key: &F::Key,
+    now: u64,
+) -> Option<Flow> {
+    let entry = path.flow(endpoint, slot, key)?;
+    let flow = entry.load();
+    (entry.is_still(key) && !expired(&flow, now)).then_some(flow)
+}
+
 /// What a packet does to the state of its flow.
 #[inline(always)]
 fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, transit: &Transit<F>) {
@@ -125,16 +139,13 @@ pub fn permitted_flow<F: Family, D: Datapath<F>>(
         return false;
     }
     let now = path.now();
-    let mut charged = true;
-    if let Some(entry) = path.flow(endpoint, transit.slot, key) {
-        let known = entry.load();
-        if entry.is_still(key) && !expired(&known, now) {
-            if !opens || !may_replace(&known, transit.hook) {
-                return false;
-            }
-            charged = false;
-        }
+    let known = live_flow(path, endpoint, transit.slot, key, now);
+    if let Some(known) = &known
+        && (!opens || !may_replace(known, transit.hook))
+    {
+        return false;
     }
+    let charged = known.is_none();
     if charged && !path.spend(transit.slot, transit.hook, now) {
         return false;
     }

@@ -6,13 +6,13 @@
 use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
 use crate::cache::CachedVerdict;
 use crate::event::Event;
-use crate::flow::{Flow, expired, is_first_answer, key_of, next_state, origin};
+use crate::flow::{Flow, is_first_answer, key_of, next_state, origin};
 use crate::identity::{Identity, Kind};
 use crate::judge::{
     Config, Family, Judgement, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin,
     identify, is_local, judge, needs_opening,
 };
-use crate::known::{known_flow, may_replace, opens, permitted_flow, put, remember_verdict};
+use crate::known::{known_flow, live_flow, may_replace, opens, permitted_flow, put, remember_verdict};
 use crate::packet::{FragmentPart, IcmpRole, Parsed};
 use crate::policy::{Decision, protocol};
 use crate::reason::{Direction, Reason, Verdict};
@@ -428,13 +428,10 @@ fn orient<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut W
     let opens = opens(packet);
     let related = matches!(packet.icmp, IcmpRole::Error);
 
-    work.has_known = false;
-    if let Some(entry) = path.flow(endpoint, work.transit.slot, &work.key) {
-        let flow = entry.load();
-        if entry.is_still(&work.key) && !expired(&flow, work.now) {
-            work.known = flow;
-            work.has_known = true;
-        }
+    let known = live_flow(path, endpoint, work.transit.slot, &work.key, work.now);
+    work.has_known = known.is_some();
+    if let Some(known) = known {
+        work.known = known;
     }
     work.question.protocol = packet.protocol;
     work.question.opener = hook;

@@ -171,6 +171,15 @@ mod tests {
             Self { places, meanwhile: Cell::default() }
         }
 
+        /// With flows in all places, of which the third is expired.
+        fn full() -> Self {
+            let table = Self::new();
+            for number in 0..WINDOW {
+                assert!(table.store(number, flow(if number == 2 { 10 } else { 1000 }, 60)));
+            }
+            table
+        }
+
         fn at(&self, index: u32) -> Option<On<'_>> {
             self.places.get(index as usize).map(|place| On(place, &self.meanwhile))
         }
@@ -273,20 +282,14 @@ mod tests {
 
     #[test]
     fn an_expired_one_gives_way_before_a_living_one() {
-        let table = Table::new();
-        for number in 0..WINDOW {
-            assert!(table.store(number, flow(if number == 2 { 10 } else { 1000 }, 60)));
-        }
+        let table = Table::full();
         assert!(table.store(50, flow(1001, 60)));
         assert!(table.find(2).is_none() && table.find(50).is_some());
     }
 
     #[test]
     fn a_place_that_another_processor_took_meanwhile_is_left_to_it() {
-        let table = Table::new();
-        for number in 0..WINDOW {
-            assert!(table.store(number, flow(if number == 2 { 10 } else { 1000 }, 60)));
-        }
+        let table = Table::full();
         table.meanwhile.set(Some(|place| {
             let version = place.get().flow.version + 2;
             place.set(FlowEntry { flow: Flow { version, ..flow(1001, 60) }, key: key(77) });
@@ -297,10 +300,7 @@ mod tests {
 
     #[test]
     fn a_place_that_is_being_written_is_not_taken_and_the_same_flow_counts_as_stored() {
-        let table = Table::new();
-        for number in 0..WINDOW {
-            assert!(table.store(number, flow(if number == 2 { 10 } else { 1000 }, 60)));
-        }
+        let table = Table::full();
         let busy = table.at(2).unwrap();
         assert!(busy.claim(busy.version()));
         assert!(table.store(50, flow(1001, 60)));

@@ -1,9 +1,10 @@
 //! A place of a flow table in the kernel.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xchg};
+use core::mem::size_of;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
+use portcullis_common::flow::{Flow, FlowKey};
 use portcullis_common::process::FlowRef;
 use portcullis_common::table::{FlowEntry, Place};
 
@@ -11,101 +12,33 @@ use portcullis_common::table::{FlowEntry, Place};
 #[derive(Clone, Copy)]
 pub struct Entry<K>(pub *mut FlowEntry<K>);
 
-/// The words of a key in a map.
-pub trait Words {
-    /// Whether they are those of a key, read in the other order than [`Words::write`] writes them.
-    ///
-    /// # Safety
-    /// `at` points into a map value.
-    unsafe fn are(at: *const Self, key: &Self) -> bool;
-    /// Makes them those of no packet.
-    ///
-    /// # Safety
-    /// As for [`Words::are`].
-    unsafe fn vacate(at: *mut Self);
-    /// Writes them.
-    ///
-    /// # Safety
-    /// As for [`Words::are`].
-    unsafe fn write(at: *mut Self, key: &Self);
-}
-
 /// The last word of a key that no packet has: the upper bytes of every other one are zero.
 const NOBODY: u64 = u64::MAX;
 
-/// Writes a word after everything that was written before, and before everything that is written after it, on processors that
-/// change the order of writes, too.
-///
-/// # Safety
-/// `at` points to an aligned word of a map value.
-#[inline(always)]
-unsafe fn exchange(at: *mut u64, word: u64) {
-    // SAFETY: the caller's promise.
-    unsafe { atomic_xchg::<u64, { AtomicOrdering::AcqRel }>(at, word) };
-}
+impl<K: FlowKey> Entry<K> {
+    /// A key is words and nothing else. The last one says whose the others are.
+    const LAST: usize = size_of::<K>() / size_of::<u64>() - 1;
 
-impl Words for FlowKey4 {
+    /// A word of the entry's key.
+    ///
+    /// # Safety
+    /// There is such a word.
     #[inline(always)]
-    unsafe fn are(at: *const Self, key: &Self) -> bool {
-        // SAFETY: the caller's promise. The word first that is written last: the others are those of the same key then, or of a
-        // later one. One branch, which is less for the verifier.
-        let differs = unsafe {
-            (read_volatile(addr_of!((*at).rest)) ^ key.rest)
-                | (read_volatile(addr_of!((*at).addresses)) ^ key.addresses)
-        };
-        differs == 0
+    unsafe fn word(&self, index: usize) -> *mut u64 {
+        // SAFETY: inside of a map value by the caller's promise.
+        unsafe { addr_of_mut!((*self.0).key).cast::<u64>().add(index) }
     }
 
+    /// Writes the last word of the key after everything that was written before, and before everything that is written after
+    /// it, on processors that change the order of writes, too.
     #[inline(always)]
-    unsafe fn vacate(at: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { exchange(addr_of_mut!((*at).rest), NOBODY) };
-    }
-
-    #[inline(always)]
-    unsafe fn write(at: *mut Self, key: &Self) {
-        // SAFETY: the caller's promise. The word that no packet has goes last.
-        unsafe {
-            write_volatile(addr_of_mut!((*at).addresses), key.addresses);
-            exchange(addr_of_mut!((*at).rest), key.rest);
-        }
+    fn exchange_last(&self, word: u64) {
+        // SAFETY: an aligned word of a map value.
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::AcqRel }>(self.word(Self::LAST), word) };
     }
 }
 
-impl Words for FlowKey6 {
-    #[inline(always)]
-    unsafe fn are(at: *const Self, key: &Self) -> bool {
-        // SAFETY: as above, and in the same order.
-        let differs = unsafe {
-            (read_volatile(addr_of!((*at).rest)) ^ key.rest)
-                | (read_volatile(addr_of!((*at).remote[1])) ^ key.remote[1])
-                | (read_volatile(addr_of!((*at).remote[0])) ^ key.remote[0])
-                | (read_volatile(addr_of!((*at).local[1])) ^ key.local[1])
-                | (read_volatile(addr_of!((*at).local[0])) ^ key.local[0])
-        };
-        differs == 0
-    }
-
-    #[inline(always)]
-    unsafe fn vacate(at: *mut Self) {
-        // SAFETY: the caller's promise.
-        unsafe { exchange(addr_of_mut!((*at).rest), NOBODY) };
-    }
-
-    #[inline(always)]
-    unsafe fn write(at: *mut Self, key: &Self) {
-        // SAFETY: the caller's promise. The word that no packet has goes last.
-        unsafe {
-            write_volatile(addr_of_mut!((*at).local[0]), key.local[0]);
-            write_volatile(addr_of_mut!((*at).local[1]), key.local[1]);
-            write_volatile(addr_of_mut!((*at).remote[0]), key.remote[0]);
-            write_volatile(addr_of_mut!((*at).remote[1]), key.remote[1]);
-            exchange(addr_of_mut!((*at).rest), key.rest);
-        }
-    }
-}
-
-impl<K: Words> FlowRef<K> for Entry<K> {
+impl<K: FlowKey> FlowRef<K> for Entry<K> {
     #[inline(always)]
     fn load(&self) -> Flow {
         let flow = self.glance();
@@ -163,7 +96,7 @@ impl<K: Words> FlowRef<K> for Entry<K> {
     }
 }
 
-impl<K: Words> Place<K> for Entry<K> {
+impl<K: FlowKey> Place<K> for Entry<K> {
     #[inline(always)]
     fn version(&self) -> u32 {
         // SAFETY: as in `load`.
@@ -172,8 +105,15 @@ impl<K: Words> Place<K> for Entry<K> {
 
     #[inline(always)]
     fn holds(&self, key: &K) -> bool {
-        // SAFETY: as in `load`.
-        unsafe { K::are(addr_of!((*self.0).key), key) }
+        let key = (key as *const K).cast::<u64>();
+        // The word first that is written last: the others are those of the same key then, or of a later one. One branch for
+        // all, which is less for the verifier.
+        let mut differs = 0;
+        for index in (0..=Self::LAST).rev() {
+            // SAFETY: a word of both keys.
+            differs |= unsafe { read_volatile(self.word(index)) ^ *key.add(index) };
+        }
+        differs == 0
     }
 
     #[inline(always)]
@@ -203,8 +143,7 @@ impl<K: Words> Place<K> for Entry<K> {
 
     #[inline(always)]
     fn vacate(&self) {
-        // SAFETY: as in `load`.
-        unsafe { K::vacate(addr_of_mut!((*self.0).key)) };
+        self.exchange_last(NOBODY);
     }
 
     #[inline(always)]
@@ -220,8 +159,14 @@ impl<K: Words> Place<K> for Entry<K> {
             write_volatile(addr_of_mut!((*into).verdict).cast::<u32>(), life);
             // What makes the rest valid comes after it.
             write_volatile(addr_of_mut!((*into).revision), flow.revision);
-            K::write(addr_of_mut!((*self.0).key), key);
         }
+        let key = (key as *const K).cast::<u64>();
+        for index in 0..Self::LAST {
+            // SAFETY: a word of both keys.
+            unsafe { write_volatile(self.word(index), *key.add(index)) };
+        }
+        // SAFETY: as above.
+        self.exchange_last(unsafe { *key.add(Self::LAST) });
     }
 
     #[inline(always)]

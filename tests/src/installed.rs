@@ -10,7 +10,7 @@ use portcullis::state::State;
 use crate::cluster::Cluster;
 use crate::command::run;
 use crate::deploy;
-use crate::poll::{PATIENCE, eventually};
+use crate::poll::eventually;
 
 /// Namespace of the product.
 pub const NAMESPACE: &str = "portcullis-system";
@@ -33,13 +33,7 @@ pub fn install(cluster: &Cluster) -> Result<()> {
 pub fn install_manifests(cluster: &Cluster, manifests: &str) -> Result<()> {
     // What is of a kind that is defined in the same file is known to the server a moment later.
     cluster.apply(manifests)?;
-    cluster.kubectl([
-        "wait",
-        "--for=condition=Established",
-        "crd",
-        "--all",
-        &format!("--timeout={}s", PATIENCE.as_secs()),
-    ])?;
+    cluster.wait_for("default", "crd --all", "condition=Established")?;
     cluster.wait_rollout(NAMESPACE, "daemonset/portcullis")
 }
 

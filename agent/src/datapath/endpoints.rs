@@ -157,8 +157,7 @@ impl Slots {
     ) -> Result<(), DatapathError> {
         let mut value = Endpoint { revision: self.revision, ..value_of(spec, desired) };
         let known = self.by_ifindex.get(&spec.ifindex).copied();
-        let with_tables =
-            known.filter(|entry| entry.tables && flows::knows(&entry.written, sizes.flows_size));
+        let with_tables = known.filter(|entry| entry.tables);
         if let Some(Entry { written, .. }) = with_tables {
             (value.flow_homes, value.flow_seed) = (written.flow_homes, written.flow_seed);
             if written == value {
@@ -175,9 +174,6 @@ impl Slots {
             // New tables for a new endpoint: it starts with no flows of a former one.
             flows::create(maps, pins, slot, sizes.flows_size)?;
             self.fresh.insert(spec.ifindex);
-            if let Some(entry) = self.by_ifindex.get_mut(&spec.ifindex) {
-                entry.tables = true;
-            }
         }
         if let Err(error) = maps.endpoints.set(slot, value, 0) {
             // What it had may be somebody else's by now.

@@ -42,9 +42,10 @@ fn table<K>(name: &CStr, flows: u32) -> NewMap<'_> {
 /// If a map cannot be made or pinned.
 pub fn create_outer(pins: &Pins, flows: u32) -> Result<(), DatapathError> {
     let fits = Homes::open(pins).is_some_and(|homes| homes.get() == table::homes(flows));
-    if !fits || ![names::FLOWS4, names::FLOWS6].iter().all(|name| pins.map(name).exists()) {
-        forget_all(pins)?;
+    if fits && [names::FLOWS4, names::FLOWS6].iter().all(|name| pins.map(name).exists()) {
+        return Ok(());
     }
+    forget_all(pins)?;
     outer(pins, names::FLOWS4, c"FLOWS4", &table::<FlowKey4>(c"", flows))?;
     outer(pins, names::FLOWS6, c"FLOWS6", &table::<FlowKey6>(c"", flows))
 }
@@ -78,16 +79,12 @@ fn forget_all(pins: &Pins) -> Result<(), DatapathError> {
 }
 
 fn outer(pins: &Pins, name: &str, short: &CStr, template: &NewMap<'_>) -> Result<(), DatapathError> {
-    let pin = pins.map(name);
-    if pin.exists() {
-        return Ok(());
-    }
     let failed = |error: &dyn std::error::Error| DatapathError::map("create", name, describe(error));
     let kind = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS;
     let map = NewMap { name: short, kind, key: 4, value: 4, entries: ENDPOINT_SLOTS, flags: 0 };
     let map = sys::create_map(template, None).and_then(|inner| sys::create_map(&map, Some(&inner)));
     let map = MapData::from_fd(map.map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
-    map.pin(pin).map_err(|e| failed(&e))
+    map.pin(pins.map(name)).map_err(|e| failed(&e))
 }
 
 /// Gives the endpoint in a slot new, empty tables.
@@ -133,12 +130,7 @@ pub fn present(pins: &Pins, slot: u32, endpoint: &Endpoint, flows: u32) -> bool 
         aya::maps::MapInfo::from_pin(pins.flow(slot, version))
             .is_ok_and(|info| info.max_entries() == table::entries(flows))
     };
-    knows(endpoint, flows) && fits(4) && fits(6)
-}
-
-/// Whether the endpoint is written for tables of so many flows.
-pub fn knows(endpoint: &Endpoint, flows: u32) -> bool {
-    endpoint.flow_homes == table::homes(flows)
+    endpoint.flow_homes == table::homes(flows) && fits(4) && fits(6)
 }
 
 /// Takes the tables of a slot away.

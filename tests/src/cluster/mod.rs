@@ -36,7 +36,6 @@ use self::node::ClusterNode;
 use self::options::require;
 pub use self::options::{Options, Pods, Proxy};
 use crate::netns::Namespace;
-use crate::poll::PATIENCE;
 
 /// A cluster. One that [`Cluster::up`] made is removed when dropped; one that was opened is not.
 #[derive(Debug)]
@@ -133,12 +132,7 @@ impl Cluster {
             },
         )?;
         go_on()?;
-        self.kubectl([
-            "wait",
-            "--for=create",
-            "serviceaccount/default",
-            &format!("--timeout={}s", PATIENCE.as_secs()),
-        ])?;
+        self.wait_for("default", "serviceaccount/default", "create")?;
         self.nodes.iter().try_for_each(ClusterNode::wait_for_proxy)?;
         if self.options.dns {
             self.wait_rollout("kube-system", "deployment/coredns")?;
