@@ -126,7 +126,7 @@ pub fn mode_source(world: &World) -> String {
 }
 
 /// The state while nothing is programmed yet: what is in force, and all that its numbers mean, is the earlier agent's;
-/// only what keeps this one from programming is its own. So a start that never gets that far loses no name and no
+/// only what keeps this one from programming is its own, and whether it writes the status of policies. So a start that never gets that far loses no name and no
 /// binding, and tells why.
 pub fn before_programming(now: State, earlier: &State) -> State {
     State {
@@ -137,6 +137,8 @@ pub fn before_programming(now: State, earlier: &State) -> State {
         written: now.written,
         source: now.source,
         errors: now.errors,
+        writes_status: now.writes_status,
+        status_error: now.status_error,
         ..earlier.clone()
     }
 }
@@ -225,13 +227,15 @@ mod tests {
                 ..EndpointState::default()
             }],
             source: SourceState { synced: true, ..SourceState::default() },
+            writes_status: Some(true),
             ..State::default()
         };
         let source = SourceState { errors: vec!["db.yaml: typo".to_owned()], ..SourceState::default() };
-        let now = State { pid: 2, source: source.clone(), ..State::default() };
+        let now = State { pid: 2, source: source.clone(), writes_status: Some(false), ..State::default() };
         let merged = before_programming(now, &earlier);
         assert_eq!((merged.pid, &merged.source), (2, &source));
-        let rest = State { pid: 1, source: earlier.source.clone(), ..merged };
+        assert_eq!(merged.writes_status, Some(false), "the earlier one led, and this one is a candidate");
+        let rest = State { pid: 1, source: earlier.source.clone(), writes_status: Some(true), ..merged };
         assert_eq!(rest, earlier);
     }
 }
