@@ -36,9 +36,14 @@ pub fn pod(namespace: &str, name: &str, account: &str, node: usize, args: &[&str
 pub fn server(namespace: &str, name: &str, account: &str, node: usize, port: u16) -> Value {
     let args = ["netexec", &format!("--http-port={port}"), &format!("--udp-port={port}")];
     let mut pod = pod(namespace, name, account, node, &args);
-    pod["spec"]["containers"][0]["readinessProbe"] =
-        json!({"httpGet": {"path": "/healthz", "port": port}, "periodSeconds": 1});
+    pod["spec"]["containers"][0]["readinessProbe"] = ready_when_it_listens(port);
     pod
+}
+
+/// The probe of a server: once ready it stays so for a minute without an answer. A machine that is too busy for one in a second
+/// would take its endpoint away, and kube-proxy refuses what has none.
+pub fn ready_when_it_listens(port: u16) -> Value {
+    json!({"httpGet": {"path": "/healthz", "port": port}, "periodSeconds": 1, "failureThreshold": 60})
 }
 
 /// A service of both families for the pods with these labels, on the port that they listen on.

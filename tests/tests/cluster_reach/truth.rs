@@ -12,7 +12,7 @@ use portcullis_tests::oracle::{self, Step, StepPod, live};
 use serde_json::{Value, json};
 
 use crate::Clock;
-use crate::objects::{World, from_pod};
+use crate::objects::{World, from_pod, ready_when_it_listens};
 
 /// Cells of a step that are tried, each by four addresses.
 const CELLS: usize = 48;
@@ -122,7 +122,7 @@ fn pod_object(step: &Step, pod: &StepPod, node: usize) -> Value {
                 "image": images::AGNHOST,
                 "args": ["netexec", format!("--http-port={number}"), format!("--udp-port={number}")],
                 "ports": ports,
-                "readinessProbe": {"httpGet": {"path": "/healthz", "port": number}, "periodSeconds": 1},
+                "readinessProbe": ready_when_it_listens(number),
             })
         })
         .collect();
