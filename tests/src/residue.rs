@@ -19,6 +19,8 @@ const PINS: &str = "/sys/fs/bpf/portcullis";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     things: BTreeSet<Thing>,
+    /// Other test processes at work: what they leave when they end is not left by who looked around while they lived.
+    foreign: BTreeSet<u32>,
 }
 
 /// One such thing.
@@ -58,7 +60,9 @@ impl Snapshot {
 
     /// What is there now and was not before.
     pub fn since(&self, before: &Self) -> Vec<Thing> {
-        self.things.difference(&before.things).cloned().collect()
+        let is_theirs =
+            |thing: &&Thing| owner::owner(&thing.name).is_some_and(|owner| before.foreign.contains(&owner));
+        self.things.difference(&before.things).filter(|thing| !is_theirs(thing)).cloned().collect()
     }
 
     /// What ended test runs have left behind.
@@ -67,7 +71,9 @@ impl Snapshot {
     }
 
     fn add(&mut self, kind: &'static str, name: String) {
-        if !owner::is_foreign(&name) && !is_kept_by_a_person(&name) {
+        if owner::is_foreign(&name) {
+            self.foreign.extend(owner::owner(&name));
+        } else if !is_kept_by_a_person(&name) {
             self.things.insert(Thing { kind, name });
         }
     }
@@ -183,6 +189,22 @@ mod tests {
         snapshot.add("namespace", format!("{PREFIX}{own}.hub"));
         let named: Vec<String> = snapshot.things.iter().map(Thing::to_string).collect();
         assert_eq!(named, [format!("namespace {PREFIX}{own}.hub")]);
+    }
+
+    #[test]
+    fn what_another_test_leaves_when_it_ends_is_not_blamed_on_who_looked_before() {
+        let mut other = std::process::Command::new("sleep").arg("infinity").spawn().unwrap();
+        let name = format!("pct-{}-0", other.id());
+        let look = || {
+            let mut snapshot = Snapshot::default();
+            snapshot.add("namespace", name.clone());
+            snapshot
+        };
+        let before = look();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(look().since(&before), []);
+        assert_eq!(look().since(&Snapshot::default()).len(), 1, "whoever began later sees it");
     }
 
     #[test]
