@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,8 +12,6 @@ use anyhow::{Context, Result, ensure};
 const END: &str = "all tries are done";
 /// A connection that took longer than this lost its first SYN: the kernel sends the second after a second.
 const SECOND_SYN: f64 = 0.9;
-/// A held connection is silent if no answer came for so long: whoever holds it opens another one after three seconds.
-const SILENCE: f64 = 3.0;
 
 /// How long a try waits for its connection.
 const PATIENCE: f64 = 3.0;
@@ -23,18 +22,18 @@ const RESENT: &str = "resent() { h=; while read -r k l; do if [ $k = TcpExt: ]; 
      set -- $v; for c in $h; do if [ $c = TCPSynRetrans ]; then s=$1; return; fi; shift; done; }; ";
 
 /// What holds a connection, with the connection as its input and output: a line there and back, again and again; it
-/// ends when no answer comes, and says each answer to descriptor 3.
+/// ends when no answer comes, says each answer to descriptor 3, and needs no more after one that came when all was tried.
 const HELD: &str = "while [ ! -e /end ] && echo x; do read -t 3 y || exit; read t _ < /proc/uptime; \
-     echo \"held $1 $t\" >&3; sleep 0.3; done";
+     echo \"held $1 $t\" >&3; [ ! -e /tried ] || : > /end; sleep 0.3; done";
 
 /// Which pods hold a connection: the names that Kubernetes makes up end with a digit in a quarter of all cases.
 const HOLDERS: &str = "*[2-9]";
 
 /// The shell script of a pod: tries each target several times, all targets at once, from the first moment, and prints a
 /// line a try: target, seconds of the machine's clock before and after, `passed` or `refused`, and how many SYNs the pod
-/// has sent again so far. Some pods also hold a connection to the first target, from the first moment to some seconds
-/// after the last try, and open another one when it is cut.
-pub fn script(targets: &[(&str, String)], port: u16, tries: usize) -> String {
+/// has sent again so far. Some pods also hold a connection to the first target from the first moment, open another one when
+/// it is cut, and wait after the last try for one more answer, but no longer than `last`.
+pub fn script(targets: &[(&str, String)], port: u16, tries: usize, last: Duration) -> String {
     let mut script = format!(
         "{RESENT}try() {{ n=0; while [ $n -lt {tries} ]; do n=$((n+1)); read a _ < /proc/uptime; \
          if nc -w {PATIENCE} \"$2\" {port} -e /bin/true 2>/dev/null; then r=passed; else r=refused; fi; \
@@ -51,8 +50,10 @@ pub fn script(targets: &[(&str, String)], port: u16, tries: usize) -> String {
     script.extend(targets.iter().map(|(name, address)| format!("try {name} {address} & p=\"$p $!\"; ")));
     script
         + &format!(
-            "wait $p; if [ -n \"$h\" ]; then sleep 5; read a _ < /proc/uptime; echo \"end all $a\"; touch /end; wait; fi; \
-             echo {END}; exec sleep infinity"
+            "wait $p; if [ -n \"$h\" ]; then read a _ < /proc/uptime; echo \"tried all $a\"; touch /tried; n=0; \
+             while [ ! -e /end ] && [ $n -lt {} ]; do n=$((n+1)); sleep 0.1; done; touch /end; wait; fi; \
+             echo {END}; exec sleep infinity",
+            last.as_millis() / 100
         )
 }
 
@@ -83,8 +84,8 @@ struct Hold {
     opened: Vec<f64>,
     /// When answers came.
     answers: Vec<f64>,
-    /// When it was to be closed.
-    end: f64,
+    /// When the pod had tried all; one more answer was waited for then.
+    tried: f64,
 }
 
 /// The tries of all pods, by pod and target, and the connections that pods held.
@@ -164,7 +165,7 @@ impl Tries {
                     let one = Try { from, to, passed: result == "passed", resent };
                     self.tries.entry((pod.to_owned(), target.to_owned())).or_default().push(one);
                 }
-                [what @ ("open" | "held" | "end"), target, at] => {
+                [what @ ("open" | "held" | "tried"), target, at] => {
                     let (hold, at) = (self.held.entry(pod.to_owned()).or_default(), at.parse()?);
                     match what {
                         "open" => {
@@ -172,7 +173,7 @@ impl Tries {
                             hold.opened.push(at);
                         }
                         "held" => hold.answers.push(at),
-                        _ => hold.end = at,
+                        _ => hold.tried = at,
                     }
                 }
                 _ if line == END => {}
@@ -246,10 +247,7 @@ impl Tries {
         findings.lost_late = tried.map(|(_, (_, by_then, in_all))| in_all - by_then).sum();
         for (pod, hold) in &self.held {
             let last = hold.answers.last().copied().unwrap_or_default();
-            ensure!(
-                hold.end - last < SILENCE,
-                "{pod} held a connection that was silent at the end: {hold:?}"
-            );
+            ensure!(last > hold.tried, "{pod} held a connection that was silent at the end: {hold:?}");
         }
         Ok(findings)
     }
@@ -284,10 +282,10 @@ mod tests {
 
     /// One that was judged from its second on: what it held was cut at 3.5.
     const CUT: &str =
-        "open db 0.1; try db 0.1 0.2 passed 0; try db 0.3 3.3 refused 1; held db 0.4; end all 9.0";
+        "open db 0.1; try db 0.1 0.2 passed 0; try db 0.3 3.3 refused 1; held db 0.4; tried all 8.0";
     /// One that reconnected at 3.2 and went on.
     const ON: &str = "open db 0.1; open db 3.2; try db 0.1 3.1 refused 1; try db 3.1 3.2 passed 1; held db 3.3; \
-                      held db 8.9; end all 9.0; all tries are done";
+                      held db 8.9; tried all 8.0; all tries are done";
 
     #[test]
     fn what_passes_before_the_first_refusal_is_counted_and_after_it_is_wrong() {
@@ -348,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_script_is_one_that_a_shell_takes() {
-        let script = script(&[("db", "10.0.0.1".to_owned())], 5432, 2);
+        let script = script(&[("db", "10.0.0.1".to_owned())], 5432, 2, Duration::from_secs(5));
         let checked =
             std::process::Command::new("busybox").args(["sh", "-n", "-c", &script]).status().unwrap();
         assert!(checked.success(), "{script}");

@@ -21,7 +21,11 @@ const EACH: usize = 50;
 /// Tries of each pod at each target.
 const TRIES: usize = 6;
 /// How long all may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(360);
+/// The accounts, and how long a pod waits for a last answer over the connection that it holds when it has tried all: one that
+/// will come in the end, and one that would have come by then.
+const ACCOUNTS: [(&str, Duration); 2] =
+    [("right", Duration::from_secs(120)), ("wrong", Duration::from_secs(5))];
 
 /// Nobody who may was ever denied under its own name: what comes before its address is known is denied as `unmanaged`.
 fn denied_of_the_right(scene: &Scene) -> Result<[f64; 3]> {
@@ -128,8 +132,8 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         ("node1", scene.db[1].v4.to_string()),
         ("outside", Scene::outside().ip().to_string()),
     ];
-    let command = serde_json::json!(["sh", "-c", script(&targets, PORT, TRIES)]);
-    let deployment = |account: &str| {
+    let deployment = |(account, last): (&str, Duration)| {
+        let command = serde_json::json!(["sh", "-c", script(&targets, PORT, TRIES, last)]);
         format!(
             "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {account}, namespace: {LIFE}}}\n\
              spec:\n  replicas: {EACH}\n  selector: {{matchLabels: {{app: {account}}}}}\n  template:\n    \
@@ -141,7 +145,7 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     let (denied, before) = (denied_of_the_right(scene)?, dropped(scene)?);
     let denials = Denials::start(&scene.cluster)?;
     let start = Instant::now();
-    scene.cluster.apply(&(deployment("right") + &deployment("wrong")))?;
+    scene.cluster.apply(&ACCOUNTS.map(deployment).concat())?;
     let read = |account: &str| -> Result<(usize, Tries)> {
         let mut tries = Tries::default();
         let mut done = 0;
@@ -152,7 +156,7 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
     };
     eventually_within(PATIENCE, "all pods to have tried", || {
         std::thread::sleep(Duration::from_millis(500));
-        ["right", "wrong"].iter().all(|account| read(account).is_ok_and(|(done, _)| done == EACH))
+        ACCOUNTS.iter().all(|(account, _)| read(account).is_ok_and(|(done, _)| done == EACH))
     })?;
     note(&format!("{} pods started and tried in {:.1} s", 2 * EACH, start.elapsed().as_secs_f64()));
     // Which of them explain a SYN that was lost, should one have been.
