@@ -31,6 +31,24 @@ pub fn eventually_within(deadline: Duration, what: &str, mut condition: impl FnM
     }
 }
 
+/// Waits until a count reaches `goal`, for as long as it grows: up to [`PATIENCE`] each time.
+pub fn eventually_all(what: &str, goal: usize, mut count: impl FnMut() -> usize) -> Result<()> {
+    let (mut last, mut start) = (0, Instant::now());
+    loop {
+        let now = count();
+        if now >= goal {
+            return Ok(());
+        }
+        if now > last {
+            (last, start) = (now, Instant::now());
+        }
+        if start.elapsed() >= PATIENCE {
+            bail!("{now} of {goal} {what}, and no more for {:.1} s", start.elapsed().as_secs_f64());
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +61,12 @@ mod tests {
             looks == 3
         })
         .unwrap();
+        eventually_all("looks", 6, || {
+            looks += 1;
+            looks
+        })
+        .unwrap();
+        assert_eq!(looks, 6);
         let error = eventually_within(Duration::ZERO, "godot", || false).unwrap_err();
         assert!(error.to_string().ends_with("in vain for: godot"), "{error}");
     }
