@@ -67,8 +67,6 @@ const ELSEWHERE: u32 = 7;
 /// Changes a second, and how many packets of a known flow a processor does in one.
 const CHANGES: &[u32] = &[1, 10, 100];
 const PACKETS_A_SECOND: u32 = 15_000_000;
-/// The cases of changes take long: they are measured in one of so many rounds.
-const SELDOM: usize = 3;
 /// How many identities the maps hold in the cases of new flows.
 const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
@@ -148,7 +146,9 @@ impl Reference {
     fn time(&mut self, name: &str) -> f64 {
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(name).expect("the program").try_into().expect("a classifier");
-        known(|| testrun::run(program, &self.packet, ProbeMetadata::default(), KNOWN).expect("it runs"))
+        timed(KNOWN, |runs| {
+            testrun::run(program, &self.packet, ProbeMetadata::default(), runs).expect("it runs")
+        })
     }
 }
 
@@ -158,13 +158,13 @@ fn insert<K: Pod>(ebpf: &mut aya::Ebpf, map: &str, key: K) {
     HashMap::<_, K, u32>::try_from(flows).expect("its layout").insert(key, COUNTER, 0).expect("an insert");
 }
 
-/// Nanoseconds of a run out of [`KNOWN`], by the clock of this thread: the kernel says whole ones only, of which there are few.
-fn known(run: impl FnOnce() -> ProbeResult) -> f64 {
+/// Nanoseconds of one of so many runs, by the clock of this thread: the kernel says whole ones only, of which there are few.
+fn timed(runs: u32, run: impl FnOnce(u32) -> ProbeResult) -> f64 {
     let start = seconds();
-    let result = run();
+    let result = run(runs);
     let took = seconds() - start;
     assert!(result.passed);
-    took * 1e9 / f64::from(KNOWN)
+    took * 1e9 / f64::from(runs)
 }
 
 /// A fixture whose maps hold `identities` pods, every second of which the endpoint may talk to.
@@ -224,9 +224,7 @@ fn known_flow_under_changes(fixture: &mut Fixture, per_second: u32) -> f64 {
     fixture.apply();
     // Not every change revokes something; here each counts as one that does.
     fixture.revise();
-    let result = fixture.probe(hook, &packet, ProbeMetadata::default(), PACKETS_A_SECOND / per_second);
-    assert!(result.passed);
-    nanoseconds(result.duration)
+    timed(PACKETS_A_SECOND / per_second, |runs| fixture.probe(hook, &packet, ProbeMetadata::default(), runs))
 }
 
 fn peer(number: u32) -> Ipv4Addr {
@@ -271,25 +269,21 @@ fn measure(quiet: bool) -> BTreeMap<String, f64> {
         for (name, case, version) in KNOWN_FLOWS {
             let fixture = &mut fixtures[0].1;
             let (hook, packet) = golden::ready(case, *version, fixture);
-            let run = || fixture.probe(hook, &packet, ProbeMetadata::default(), KNOWN);
-            sample((*name).to_owned(), known(run));
+            let run = |runs| fixture.probe(hook, &packet, ProbeMetadata::default(), runs);
+            sample((*name).to_owned(), timed(KNOWN, run));
         }
         for (name, flags_at, version) in ENDS {
             let fixture = &mut fixtures[0].1;
             let (hook, mut packet) = golden::ready(KNOWN_FLOWS[0].1, *version, fixture);
             packet[*flags_at] |= flags::FIN;
-            sample(
-                (*name).to_owned(),
-                known(|| fixture.probe(hook, &packet, ProbeMetadata::default(), KNOWN)),
-            );
+            let run = |runs| fixture.probe(hook, &packet, ProbeMetadata::default(), runs);
+            sample((*name).to_owned(), timed(KNOWN, run));
         }
         sample("new-flow-remembered".to_owned(), new_flow_remembered(&mut fixtures[0].1));
         sample("new-flow-allowed-ports".to_owned(), new_flow_by_ports(&mut fixtures[0].1));
-        if round % SELDOM == 0 {
-            for rate in CHANGES {
-                let ns = known_flow_under_changes(&mut fixtures[0].1, *rate);
-                sample(format!("known-flow-ipv4-changes-{rate}"), ns);
-            }
+        for rate in CHANGES {
+            let ns = known_flow_under_changes(&mut fixtures[0].1, *rate);
+            sample(format!("known-flow-ipv4-changes-{rate}"), ns);
         }
         for (identities, fixture) in &mut fixtures {
             sample(format!("new-flow-allowed-{identities}"), new_flows(fixture, *identities, true));
