@@ -217,10 +217,20 @@ impl Fixture {
     /// # Panics
     /// If that fails.
     pub fn reopen(&mut self) {
+        self.reopen_as(self.sizes, |_| ());
+    }
+
+    /// As [`Fixture::reopen`], with maps of other sizes, and after something happened to the pins.
+    ///
+    /// # Panics
+    /// As [`Fixture::reopen`].
+    pub fn reopen_as(&mut self, sizes: Sizes, meanwhile: impl FnOnce(&Pins)) {
         // A stand-in, so that the lock is free before the next one opens.
         let scratch = PathBuf::from("/sys/fs/bpf").join(format!("portcullis-{}", owner::fresh_name()));
         let stand_in = Datapath::open(options(&scratch, Sizes::default())).expect("a stand-in");
         drop(std::mem::replace(&mut self.datapath, stand_in));
+        meanwhile(&Pins::new(&self.folder));
+        self.sizes = sizes;
         let next = Datapath::open(options(&self.folder, self.sizes)).expect("the adopted datapath");
         drop(std::mem::replace(&mut self.datapath, next));
         self.maps = OnceCell::new();

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use portcullis::datapath::inspect::{self, AnyKey};
@@ -26,6 +26,9 @@ const EGRESS: Direction = Direction::Egress;
 const INGRESS: Direction = Direction::Ingress;
 /// New flows a second in these tests.
 const RATE: u32 = 10;
+/// How often a flow is looked at by one call of the kernel, and how many others are stored meanwhile.
+const READS: u32 = 1000;
+const STORES: usize = 200_000;
 /// Entries of a flow table in these tests.
 const ROOM: u32 = 1024;
 
@@ -190,6 +193,20 @@ fn connections_that_are_idle_stay_while_the_pod_s_own_table_is_flooded() {
 }
 
 #[test]
+fn an_open_connection_that_was_idle_for_too_long_gives_way_before_a_new_one() {
+    // Nine places.
+    with_sizes(Sizes { flows_size: 1, ..Sizes::default() }, |f| {
+        (4000..4040).for_each(|port| open(f, port));
+        f.age(timeout::TCP + 1);
+        let ports = 5000..5007;
+        assert!(ports.clone().all(|port| f.sends(&syn(port))));
+        for port in ports {
+            assert!(f.receives(&syn_ack(port)), "{port} gave way");
+        }
+    });
+}
+
+#[test]
 fn a_table_holds_as_many_open_connections_as_it_is_for() {
     with_sizes(Sizes { flows_size: ROOM, ..Sizes::default() }, |f| {
         let ports = 4000..4000 + u16::try_from(ROOM).expect("a number of ports");
@@ -248,8 +265,60 @@ fn processors_that_fight_for_the_places_of_a_table_never_mix_two_flows() {
         });
         // One that finds all places being written may be refused.
         assert!(passed.iter().all(|passed| *passed > 99_000), "{passed:?} of 100,000 passed");
+        // Each for its own pair, also where the other took the place of its flow while that was read.
+        let counted = [f.counters(API, WEB, EGRESS), f.counters(WEB, API, INGRESS)];
+        let counted = counted.map(|counters| counters.packets[Verdict::Allow as usize]);
+        assert_eq!(counted.map(usize::try_from).map(Result::unwrap_or_default), passed);
         assert_eq!(whole_flows(f, hertz), 9 + 9);
     });
+}
+
+#[test]
+fn what_is_read_of_a_flow_while_another_takes_its_place_decides_for_neither() {
+    for prefix in ["10.0.0.", "fd00::"] {
+        with_sizes(Sizes { flows_size: 1, ..Sizes::default() }, move |f| {
+            let [pod, web] = [2, 3].map(|end| format!("{prefix}{end}"));
+            // One processor reads a flow again and again; of all flows it would be absent first, so that each new one that the
+            // other processor stores takes its place. Either of them stores it again.
+            let known = Packet::udp(&web, 5000, &pod, 80).bytes();
+            let new = |port| Packet::tcp(&pod, port, &web, 80, flags::SYN).bytes();
+            let new: Vec<Vec<u8>> = (0..50).map(|port| new(1000 + port)).collect();
+            let (f, done) = (&*f, &AtomicBool::new(false));
+            let [ingress, egress] =
+                [INGRESS, EGRESS].map(|way| f.datapath.program(way).expect("the program"));
+            let metadata = ProbeMetadata { ingress_ifindex: 99, ifindex: 0 };
+            let known = &known;
+            let read = std::thread::scope(|scope| {
+                let reader = scope.spawn(move || {
+                    let mut read = 0;
+                    while !done.load(Ordering::SeqCst) {
+                        testrun::run(ingress, known, metadata, READS).expect("a run");
+                        read += u64::from(READS);
+                    }
+                    read
+                });
+                for round in 0..STORES {
+                    testrun::run(egress, &new[round % new.len()], metadata, 1).expect("a run");
+                    testrun::run(ingress, known, metadata, 1).expect("a run");
+                }
+                done.store(true, Ordering::SeqCst);
+                reader.join().expect("the reader")
+            });
+            // Each for its own pair, or for none because all places were being written.
+            let counted = [(WEB, API, INGRESS, read + STORES as u64), (API, WEB, EGRESS, STORES as u64)];
+            for (source, destination, direction, sent) in counted {
+                let counters = f.counters(source, destination, direction);
+                let refused = f.drops(Reason::FlowTable, direction);
+                assert_eq!(
+                    counters.packets[Verdict::Allow as usize] + refused,
+                    sent,
+                    "{direction}: {counters:?}"
+                );
+                let new = counters.decisions[Verdict::Allow as usize];
+                assert!(new > 1000, "only {new} times the flow was stored");
+            }
+        });
+    }
 }
 
 /// Looks at the flows of the pod that nobody writes meanwhile: each has everything of TCP from the pod, or of UDP to it. How

@@ -43,6 +43,8 @@ pub struct Host {
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     verdicts4: RefCell<HashMap<usize, CachedVerdict<u32>>>,
     verdicts6: RefCell<HashMap<usize, CachedVerdict<Addr6>>>,
+    /// After how many more looks whose a flow is another processor has put another's in its place.
+    replaced_after: Rc<Cell<u32>>,
     /// New flows that are not answered yet, by direction.
     unanswered: [Cell<u32>; 2],
     pairs: RefCell<Vec<(PairKey, Counters)>>,
@@ -52,7 +54,7 @@ pub struct Host {
 
 /// An entry of a flow table.
 #[derive(Clone)]
-pub struct Entry(Rc<Cell<Flow>>);
+pub struct Entry(Rc<Cell<Flow>>, Rc<Cell<u32>>);
 
 impl<K> FlowRef<K> for Entry {
     fn load(&self) -> Flow {
@@ -62,7 +64,9 @@ impl<K> FlowRef<K> for Entry {
         self.0.get()
     }
     fn is_still(&self, _: &K) -> bool {
-        true
+        let left = self.1.get();
+        self.1.set(left.saturating_sub(1));
+        left > 0
     }
     fn touch(&self, now: u64) {
         self.0.set(Flow { last_seen: now, ..self.0.get() });
@@ -91,6 +95,7 @@ impl Host {
             fragments: RefCell::default(),
             verdicts4: RefCell::default(),
             verdicts6: RefCell::default(),
+            replaced_after: Rc::new(Cell::new(u32::MAX)),
             unanswered: [const { Cell::new(0) }; 2],
             pairs: RefCell::default(),
             drops: RefCell::default(),
@@ -101,6 +106,11 @@ impl Host {
     /// Sets a word of the configuration.
     pub fn set_word(&mut self, word: u32, value: u32) {
         self.words[word as usize] = value;
+    }
+
+    /// Another processor puts another's flow in the place of whatever is found, after so many more looks whose it is.
+    pub fn replace_after(&self, looks: u32) {
+        self.replaced_after.set(looks);
     }
 
     /// Existing flows are judged again.
@@ -305,7 +315,9 @@ macro_rules! datapath {
                 self.$flows.borrow().get(key).cloned()
             }
             fn insert(&self, _: &Endpoint, _: u32, key: &$key, flow: &Flow) -> bool {
-                self.$flows.borrow_mut().insert(*key, Entry(Rc::new(Cell::new(*flow))));
+                self.$flows
+                    .borrow_mut()
+                    .insert(*key, Entry(Rc::new(Cell::new(*flow)), self.replaced_after.clone()));
                 true
             }
             fn cached_verdict(&self, place: usize) -> Option<CachedVerdict<$address>> {
