@@ -4,16 +4,13 @@
 
 use std::net::IpAddr;
 use std::process::Command;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use portcullis::datapath::inspect::{self, AnyKey};
-use portcullis::datapath::testrun::{self, ProbeMetadata};
-use portcullis::datapath::{EndpointSpec, Pins, Reader, Sizes};
+use portcullis::datapath::testrun::ProbeMetadata;
+use portcullis::datapath::{EndpointSpec, Reader, Sizes};
 use portcullis::policy::PodIdentity;
 use portcullis_common::abi::{ENDPOINT_SLOTS, Mode, config};
-use portcullis_common::flow::{FlowKey as _, state, timeout};
+use portcullis_common::flow::{state, timeout};
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::command::run;
 use portcullis_tests::fixture::{
@@ -26,9 +23,6 @@ const EGRESS: Direction = Direction::Egress;
 const INGRESS: Direction = Direction::Ingress;
 /// New flows a second in these tests.
 const RATE: u32 = 10;
-/// How often a flow is looked at by one call of the kernel, and how many others are stored meanwhile.
-const READS: u32 = 1000;
-const STORES: usize = 200_000;
 /// Entries of a flow table in these tests.
 const ROOM: u32 = 1024;
 
@@ -219,123 +213,6 @@ fn a_table_holds_as_many_open_connections_as_it_is_for() {
         let lost = lost.count();
         assert!(lost <= 30, "{lost} of {ROOM} connections gave way");
     });
-}
-
-#[test]
-fn processors_that_fight_for_the_places_of_a_table_never_mix_two_flows() {
-    // Nine places for a hundred flows.
-    with_sizes(Sizes { flows_size: 1, ..Sizes::default() }, |f| {
-        let hertz = inspect::config_word(f.maps(), config::HZ).expect("a word");
-        // What the pod opens by TCP, and what is opened to it by UDP, differ in every field.
-        let packets = |direction, port| {
-            ["10.0.0.", "fd00::"].map(|prefix| {
-                let [pod, web] = [2, 3].map(|end| format!("{prefix}{end}"));
-                match direction {
-                    EGRESS => Packet::tcp(&pod, port, &web, 80, flags::SYN),
-                    INGRESS => Packet::udp(&web, port, &pod, 80),
-                }
-            })
-        };
-        let begin = Barrier::new(3);
-        let running = AtomicUsize::new(2);
-        let passed = std::thread::scope(|scope| {
-            let senders = [EGRESS, INGRESS].map(|direction| {
-                let program = f.datapath.program(direction).expect("the program");
-                let (begin, running) = (&begin, &running);
-                scope.spawn(move || {
-                    let all: Vec<Vec<u8>> =
-                        (0..50).flat_map(|port| packets(direction, 1000 + port)).map(|p| p.bytes()).collect();
-                    let metadata = ProbeMetadata { ingress_ifindex: 99, ifindex: 0 };
-                    begin.wait();
-                    let pass = |at: usize| {
-                        testrun::run(program, &all[at % all.len()], metadata, 1).expect("a run").passed
-                    };
-                    let passed = (0..100_000).filter(|at| pass(*at)).count();
-                    running.fetch_sub(1, Ordering::SeqCst);
-                    passed
-                })
-            });
-            begin.wait();
-            let mut looks = 0;
-            while running.load(Ordering::SeqCst) > 0 {
-                looks += whole_flows(f, hertz);
-            }
-            assert!(looks > 1000, "only {looks} flows were looked at");
-            senders.map(|sender| sender.join().expect("a sender"))
-        });
-        // One that finds all places being written may be refused.
-        assert!(passed.iter().all(|passed| *passed > 99_000), "{passed:?} of 100,000 passed");
-        // Each for its own pair, also where the other took the place of its flow while that was read.
-        let counted = [f.counters(API, WEB, EGRESS), f.counters(WEB, API, INGRESS)];
-        let counted = counted.map(|counters| counters.packets[Verdict::Allow as usize]);
-        assert_eq!(counted.map(usize::try_from).map(Result::unwrap_or_default), passed);
-        assert_eq!(whole_flows(f, hertz), 9 + 9);
-    });
-}
-
-#[test]
-fn what_is_read_of_a_flow_while_another_takes_its_place_decides_for_neither() {
-    for prefix in ["10.0.0.", "fd00::"] {
-        with_sizes(Sizes { flows_size: 1, ..Sizes::default() }, move |f| {
-            let [pod, web] = [2, 3].map(|end| format!("{prefix}{end}"));
-            // One processor reads a flow again and again; of all flows it would be absent first, so that each new one that the
-            // other processor stores takes its place. Either of them stores it again.
-            let known = Packet::udp(&web, 5000, &pod, 80).bytes();
-            let new = |port| Packet::tcp(&pod, port, &web, 80, flags::SYN).bytes();
-            let new: Vec<Vec<u8>> = (0..50).map(|port| new(1000 + port)).collect();
-            let (f, done) = (&*f, &AtomicBool::new(false));
-            let [ingress, egress] =
-                [INGRESS, EGRESS].map(|way| f.datapath.program(way).expect("the program"));
-            let metadata = ProbeMetadata { ingress_ifindex: 99, ifindex: 0 };
-            let known = &known;
-            let read = std::thread::scope(|scope| {
-                let reader = scope.spawn(move || {
-                    let mut read = 0;
-                    while !done.load(Ordering::SeqCst) {
-                        testrun::run(ingress, known, metadata, READS).expect("a run");
-                        read += u64::from(READS);
-                    }
-                    read
-                });
-                for round in 0..STORES {
-                    testrun::run(egress, &new[round % new.len()], metadata, 1).expect("a run");
-                    testrun::run(ingress, known, metadata, 1).expect("a run");
-                }
-                done.store(true, Ordering::SeqCst);
-                reader.join().expect("the reader")
-            });
-            // Each for its own pair, or for none because all places were being written.
-            let counted = [(WEB, API, INGRESS, read + STORES as u64), (API, WEB, EGRESS, STORES as u64)];
-            for (source, destination, direction, sent) in counted {
-                let counters = f.counters(source, destination, direction);
-                let refused = f.drops(Reason::FlowTable, direction);
-                assert_eq!(
-                    counters.packets[Verdict::Allow as usize] + refused,
-                    sent,
-                    "{direction}: {counters:?}"
-                );
-                let new = counters.decisions[Verdict::Allow as usize];
-                assert!(new > 1000, "only {new} times the flow was stored");
-            }
-        });
-    }
-}
-
-/// Looks at the flows of the pod that nobody writes meanwhile: each has everything of TCP from the pod, or of UDP to it. How
-/// many there were.
-fn whole_flows(f: &Fixture, hertz: u32) -> usize {
-    let flows = inspect::flows(&Pins::new(f.folder()), 1).expect("the flows");
-    for (key, flow) in &flows {
-        let protocol = match key {
-            AnyKey::V4(key) => key.protocol(),
-            AnyKey::V6(key) => key.protocol(),
-        };
-        let found = (protocol, flow.opener, flow.timeout / hertz);
-        let tcp = (6, EGRESS as u8, timeout::TCP_NEW);
-        let udp = (17, INGRESS as u8, timeout::UDP_NEW);
-        assert!(found == tcp || found == udp, "{key:?}: {flow:?}");
-    }
-    flows.len()
 }
 
 /// A second endpoint, of the server.
