@@ -153,9 +153,28 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         }
         Ok((done, tries))
     };
+    let mut unread = None;
     eventually_all("pods have tried", 2 * EACH, || {
         std::thread::sleep(Duration::from_millis(500));
-        ACCOUNTS.iter().filter_map(|(account, _)| Some(read(account).ok()?.0)).sum()
+        let done = ACCOUNTS.iter().map(|(account, _)| Ok(read(account)?.0)).sum::<Result<usize>>();
+        done.unwrap_or_else(|error| {
+            unread = Some(error);
+            0
+        })
+    })
+    .with_context(|| {
+        let args = [
+            "--namespace",
+            LIFE,
+            "get",
+            "pods,events",
+            "--output",
+            "wide",
+            "--sort-by",
+            ".metadata.creationTimestamp",
+        ];
+        let seen = scene.cluster.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
+        format!("logs that could not be read: {unread:?}; what the API server knows:\n{seen}")
     })?;
     note(&format!("{} pods started and tried in {:.1} s", 2 * EACH, start.elapsed().as_secs_f64()));
     // Which of them explain a SYN that was lost, should one have been.
