@@ -31,8 +31,13 @@ pub fn eventually_within(deadline: Duration, what: &str, mut condition: impl FnM
     }
 }
 
-/// Waits until a count reaches `goal`, for as long as it grows: up to [`PATIENCE`] each time.
-pub fn eventually_all(what: &str, goal: usize, mut count: impl FnMut() -> usize) -> Result<()> {
+/// Waits until a count reaches `goal`, for as long as it grows: up to `patience` each time.
+pub fn eventually_all(
+    patience: Duration,
+    what: &str,
+    goal: usize,
+    mut count: impl FnMut() -> usize,
+) -> Result<()> {
     let (mut last, mut start) = (0, Instant::now());
     loop {
         let now = count();
@@ -42,7 +47,7 @@ pub fn eventually_all(what: &str, goal: usize, mut count: impl FnMut() -> usize)
         if now > last {
             (last, start) = (now, Instant::now());
         }
-        if start.elapsed() >= PATIENCE {
+        if start.elapsed() >= patience {
             bail!("{now} of {goal} {what}, and no more for {:.1} s", start.elapsed().as_secs_f64());
         }
         std::thread::sleep(PAUSE);
@@ -61,12 +66,14 @@ mod tests {
             looks == 3
         })
         .unwrap();
-        eventually_all("looks", 6, || {
+        eventually_all(PATIENCE, "looks", 6, || {
             looks += 1;
             looks
         })
         .unwrap();
         assert_eq!(looks, 6);
+        let error = eventually_all(Duration::ZERO, "looks", 8, || 7).unwrap_err();
+        assert!(error.to_string().starts_with("7 of 8 looks"), "{error}");
         let error = eventually_within(Duration::ZERO, "godot", || false).unwrap_err();
         assert!(error.to_string().ends_with("in vain for: godot"), "{error}");
     }

@@ -21,6 +21,9 @@ use crate::scene::{LIFE, PORT, Scene};
 const EACH: usize = 50;
 /// Tries of each pod at each target.
 const TRIES: usize = 6;
+/// How long no more pods may be done: a kubelet that gets no sandbox waits four minutes for it, twice its
+/// `runtimeRequestTimeout`, before it tries again.
+const PATIENCE: Duration = Duration::from_secs(360);
 /// The accounts, and how long a pod waits for a last answer over the connection that it holds when it has tried all: one that
 /// will come in the end, and one that would have come by then.
 const ACCOUNTS: [(&str, Duration); 2] =
@@ -154,7 +157,7 @@ pub fn many_pods_at_once(scene: &Scene, note: &impl Fn(&str)) -> Result<()> {
         Ok((done, tries))
     };
     let mut unread = None;
-    eventually_all("pods have tried", 2 * EACH, || {
+    eventually_all(PATIENCE, "pods have tried", 2 * EACH, || {
         std::thread::sleep(Duration::from_millis(500));
         let done = ACCOUNTS.iter().map(|(account, _)| Ok(read(account)?.0)).sum::<Result<usize>>();
         done.unwrap_or_else(|error| {
