@@ -76,7 +76,7 @@ fn processors_that_fight_for_the_places_of_a_table_never_mix_two_flows() {
         let passed = fight(f, || looks += whole_flows(f, hertz));
         assert!(looks > 1000, "only {looks} flows were looked at");
         // One that finds its place being written twice is refused.
-        assert!(passed.iter().all(|passed| *passed > 90_000), "{passed:?} of {FIGHTS} passed");
+        assert!(passed.iter().all(|passed| *passed > 99_000), "{passed:?} of {FIGHTS} passed");
         // Each for its own pair, also where the other took the place of its flow while that was read.
         let counted = [f.counters(API, WEB, EGRESS), f.counters(WEB, API, INGRESS)];
         assert_eq!(counted.map(|counters| counters.packets[Verdict::Allow as usize]), passed);
@@ -106,7 +106,7 @@ fn processors_that_fight_for_a_place_take_none_of_an_open_connection() {
         let before = open(f);
         assert!(before.len() >= 7 + 7, "{before:?}");
         let passed = fight(f, std::thread::yield_now);
-        assert!(passed.iter().all(|passed| *passed > 1000), "{passed:?} of {FIGHTS} passed");
+        assert!(passed.iter().all(|passed| *passed > 99_000), "{passed:?} of {FIGHTS} passed");
         assert_eq!(open(f), before);
     });
 }
