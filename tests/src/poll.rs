@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 /// How long to wait before a condition is called unmet: more than anything takes on a busy machine, which is slow, not wrong.
 /// What comes late comes from pauses that grow (an agent's between two tries, a kubelet's between two starts), up to a minute
@@ -38,20 +38,16 @@ pub fn eventually_all(
     goal: usize,
     mut count: impl FnMut() -> usize,
 ) -> Result<()> {
-    let (mut last, mut start) = (0, Instant::now());
-    loop {
-        let now = count();
-        if now >= goal {
-            return Ok(());
-        }
-        if now > last {
-            (last, start) = (now, Instant::now());
-        }
-        if start.elapsed() >= patience {
-            bail!("{now} of {goal} {what}, and no more for {:.1} s", start.elapsed().as_secs_f64());
-        }
-        std::thread::sleep(PAUSE);
+    let mut now = 0;
+    while now < goal {
+        let before = now;
+        let grows = || {
+            now = count();
+            now > before
+        };
+        eventually_within(patience, "more", grows).with_context(|| format!("{now} of {goal} {what}"))?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
