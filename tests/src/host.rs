@@ -75,12 +75,14 @@ mod tests {
 
     #[test]
     fn what_was_read_of_a_flow_of_before_the_policy_changed_does_not_keep_it() {
-        for looks in [0, u32::MAX] {
+        for replaced in [false, true] {
             let mut host = Host::new(shop::tables(), Some(shop::endpoint()));
             assert!(ALL.iter().all(|packet| walk(&host, *packet)));
             host.raise_revision();
-            host.replace_after(looks);
-            assert_eq!(walk(&host, ALL[2]), looks > 0, "{looks} looks");
+            if replaced {
+                host.replace_after(0);
+            }
+            assert_eq!(walk(&host, ALL[2]), !replaced);
         }
     }
 }

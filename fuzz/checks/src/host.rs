@@ -43,8 +43,8 @@ pub struct Host {
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     verdicts4: RefCell<HashMap<usize, CachedVerdict<u32>>>,
     verdicts6: RefCell<HashMap<usize, CachedVerdict<Addr6>>>,
-    /// After how many more looks whose a flow is another processor has put another's in its place.
-    replaced_after: Rc<Cell<u32>>,
+    /// After how many more looks whose a flow is another processor has put another's in its place, if one does.
+    replaced_after: Rc<Cell<Option<u32>>>,
     /// New flows that are not answered yet, by direction.
     unanswered: [Cell<u32>; 2],
     pairs: RefCell<Vec<(PairKey, Counters)>>,
@@ -54,7 +54,7 @@ pub struct Host {
 
 /// An entry of a flow table.
 #[derive(Clone)]
-pub struct Entry(Rc<Cell<Flow>>, Rc<Cell<u32>>);
+pub struct Entry(Rc<Cell<Flow>>, Rc<Cell<Option<u32>>>);
 
 impl<K> FlowRef<K> for Entry {
     fn load(&self) -> Flow {
@@ -65,8 +65,8 @@ impl<K> FlowRef<K> for Entry {
     }
     fn is_still(&self, _: &K) -> bool {
         let left = self.1.get();
-        self.1.set(left.saturating_sub(1));
-        left > 0
+        self.1.set(left.map(|left| left.saturating_sub(1)));
+        left != Some(0)
     }
     fn touch(&self, now: u64) {
         self.0.set(Flow { last_seen: now, ..self.0.get() });
@@ -95,7 +95,7 @@ impl Host {
             fragments: RefCell::default(),
             verdicts4: RefCell::default(),
             verdicts6: RefCell::default(),
-            replaced_after: Rc::new(Cell::new(u32::MAX)),
+            replaced_after: Rc::default(),
             unanswered: [const { Cell::new(0) }; 2],
             pairs: RefCell::default(),
             drops: RefCell::default(),
@@ -110,7 +110,7 @@ impl Host {
 
     /// Another processor puts another's flow in the place of whatever is found, after so many more looks whose it is.
     pub fn replace_after(&self, looks: u32) {
-        self.replaced_after.set(looks);
+        self.replaced_after.set(Some(looks));
     }
 
     /// Existing flows are judged again.
