@@ -126,8 +126,8 @@ pub fn mode_source(world: &World) -> String {
 }
 
 /// The state while nothing is programmed yet: what is in force, and all that its numbers mean, is the earlier agent's;
-/// only what keeps this one from programming is its own, and whether it writes the status of policies. So a start that never gets that far loses no name and no
-/// binding, and tells why.
+/// only what keeps this one from programming is its own, and whether it writes the status of policies. So a start that never
+/// gets that far loses no name and no binding, and tells why.
 pub fn before_programming(now: State, earlier: &State) -> State {
     State {
         format: now.format,
