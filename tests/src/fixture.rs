@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
+use portcullis::datapath::inspect::AnyKey;
 use portcullis::datapath::testrun::{ProbeMetadata, ProbeResult};
 use portcullis::datapath::{
     AttachMode, Datapath, EndpointSpec, KernelMaps, Options, Pins, Sizes, cleanup, inspect,
 };
 use portcullis::policy::{Desired, Function, PodIdentity, RowSet, service_key};
+pub use portcullis_checks::host::SLOT;
 use portcullis_common::abi::{Counters, Endpoint, Fragment, FragmentKey, Mode, config, names};
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
 use portcullis_common::policy::{Decision, PortKey, wildcard_of};
@@ -21,7 +23,7 @@ use portcullis_common::table::FlowEntry;
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 
 use crate::owner;
-use crate::packets::{POD_MAC, Packet};
+use crate::packets::{POD_MAC, Packet, flags};
 use crate::privileged::privileged_test;
 use crate::tables::{change as change_flows, empty};
 
@@ -51,8 +53,8 @@ pub const ADDRESSES: &[(&str, u32, Kind)] = &[
     ("fd00:9::1", Kind::Node as u32, Kind::Node),
 ];
 
-/// Slot of the one endpoint.
-const SLOT: u32 = 1;
+/// How a packet comes in by another pod's interface or an uplink, never from the node itself.
+pub const FROM_OUTSIDE: ProbeMetadata = ProbeMetadata { ingress_ifindex: 99, ifindex: 0 };
 
 /// Loaded programs and their maps.
 pub struct Fixture {
@@ -156,6 +158,11 @@ pub fn endpoint() -> EndpointSpec {
         addresses: Vec::new(),
         unknown: Verdict::Deny,
     }
+}
+
+/// Flow tables with nine places for whatever comes, one in each IP version.
+pub fn nine_places() -> Sizes {
+    Sizes { flows_size: 1, ..Sizes::default() }
 }
 
 /// Runs `test` on a thread with a network namespace of its own, with loaded programs; takes everything away after it,
@@ -400,9 +407,24 @@ impl Fixture {
         self.run(Direction::Egress, packet)
     }
 
-    /// A packet that reaches the pod by another pod's interface or an uplink (never from the node itself).
+    /// A packet that reaches the pod [from outside](FROM_OUTSIDE) of the node.
     pub fn receives(&mut self, packet: &Packet) -> bool {
-        self.run_with(Direction::Ingress, &packet.bytes(), ProbeMetadata { ingress_ifindex: 99, ifindex: 0 })
+        self.run_with(Direction::Ingress, &packet.bytes(), FROM_OUTSIDE)
+    }
+
+    /// A TCP handshake of the pod with port 80 of a peer, whose connection is open then; whether all of it passed.
+    pub fn connects(&mut self, pod: &str, port: u16, peer: &str) -> bool {
+        let sent = |flags| Packet::tcp(pod, port, peer, 80, flags);
+        let answer = Packet::tcp(peer, 80, pod, port, flags::SYN | flags::ACK);
+        self.sends(&sent(flags::SYN)) && self.receives(&answer) && self.sends(&sent(flags::ACK))
+    }
+
+    /// The flows of the endpoint.
+    ///
+    /// # Panics
+    /// If its tables cannot be read.
+    pub fn flows(&self) -> Vec<(AnyKey, Flow)> {
+        inspect::flows(&Pins::new(&self.folder), SLOT).expect("the flows")
     }
 
     /// Counters of a pair in a direction; zero if it was never seen.

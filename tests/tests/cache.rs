@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use portcullis::datapath::Pins;
 use portcullis::datapath::inspect::{self, AnyKey};
 use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis_common::abi::{Mode, config};
@@ -22,8 +21,6 @@ use portcullis_tests::processors;
 
 const EGRESS: Direction = Direction::Egress;
 const INGRESS: Direction = Direction::Ingress;
-/// Slot of the fixture's endpoint.
-const SLOT: u32 = 1;
 
 const SYN: u8 = flags::SYN;
 const ACK: u8 = flags::ACK;
@@ -44,7 +41,7 @@ fn open(f: &mut Fixture, port: u16) {
 }
 
 fn flow(f: &Fixture, local_port: u16) -> Flow {
-    let flows = inspect::flows(&Pins::new(f.folder()), SLOT).expect("the flows");
+    let flows = f.flows();
     let is = |key: &AnyKey| matches!(key, AnyKey::V4(key) if key.local_port() == local_port);
     let found = flows.into_iter().find(|(key, _)| is(key));
     found.expect("the flow").1
@@ -273,7 +270,7 @@ fn groups_have_no_flows_however_often() {
         for port in 4000..4003 {
             assert!(f.sends(&Packet::udp("10.0.0.2", port, "239.1.1.1", 5000)));
         }
-        assert!(inspect::flows(&Pins::new(f.folder()), SLOT).expect("the flows").is_empty());
+        assert!(f.flows().is_empty());
     });
 }
 

@@ -14,7 +14,7 @@ use portcullis_common::flow::{state, timeout};
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::command::run;
 use portcullis_tests::fixture::{
-    API, Fixture, SUBJECT, WEB, always, endpoint, rows, with_fixture, with_sizes,
+    API, FROM_OUTSIDE, Fixture, SUBJECT, WEB, always, endpoint, nine_places, rows, with_fixture, with_sizes,
 };
 use portcullis_tests::netns::interface_index;
 use portcullis_tests::packets::{Packet, flags};
@@ -39,8 +39,7 @@ fn syn_ack(port: u16) -> Packet {
 /// How many of these pass, and how many may at most by the time that it took.
 fn spray(f: &mut Fixture, direction: Direction, packets: impl Iterator<Item = Packet>) -> (u64, u64) {
     let start = Instant::now();
-    let metadata = ProbeMetadata { ingress_ifindex: 99, ifindex: 0 };
-    let passed = packets.filter(|packet| f.run_with(direction, &packet.bytes(), metadata)).count() as u64;
+    let passed = packets.filter(|packet| f.run_with(direction, &packet.bytes(), FROM_OUTSIDE)).count() as u64;
     (passed, (start.elapsed().as_secs() + 2) * u64::from(RATE))
 }
 
@@ -134,7 +133,7 @@ fn a_handshake_that_is_not_finished_is_half_open_and_soon_forgotten() {
 fn one_endpoint_pushes_out_no_flow_of_another() {
     with_sizes(Sizes { flows_size: ROOM, ..Sizes::default() }, |f| {
         let other = other_endpoint(f);
-        let at_other = ProbeMetadata { ingress_ifindex: 99, ifindex: other };
+        let at_other = ProbeMetadata { ifindex: other, ..FROM_OUTSIDE };
         // Idle from here on.
         for port in 1000..1200 {
             let syn = Packet::tcp("10.0.0.3", port, "10.0.0.4", 80, flags::SYN).bytes();
@@ -153,8 +152,7 @@ fn one_endpoint_pushes_out_no_flow_of_another() {
 
 /// A connection of the pod, idle from here on.
 fn open(f: &mut Fixture, port: u16) {
-    let ack = Packet::tcp("10.0.0.2", port, "10.0.0.3", 80, flags::ACK);
-    assert!(f.sends(&syn(port)) && f.receives(&syn_ack(port)) && f.sends(&ack));
+    assert!(f.connects("10.0.0.2", port, "10.0.0.3"));
 }
 
 #[test]
@@ -188,8 +186,7 @@ fn connections_that_are_idle_stay_while_the_pod_s_own_table_is_flooded() {
 
 #[test]
 fn an_open_connection_that_was_idle_for_too_long_gives_way_before_a_new_one() {
-    // Nine places.
-    with_sizes(Sizes { flows_size: 1, ..Sizes::default() }, |f| {
+    with_sizes(nine_places(), |f| {
         (4000..4040).for_each(|port| open(f, port));
         f.age(timeout::TCP + 1);
         let ports = 5000..5007;

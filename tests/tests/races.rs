@@ -6,28 +6,20 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use portcullis::datapath::inspect::{self, AnyKey};
-use portcullis::datapath::testrun::{self, ProbeMetadata};
-use portcullis::datapath::{Pins, Sizes};
+use portcullis::datapath::testrun;
 use portcullis_common::abi::config;
 use portcullis_common::flow::{FlowKey as _, state, timeout};
 use portcullis_common::{Direction, Reason, Verdict};
-use portcullis_tests::fixture::{API, Fixture, WEB, with_sizes};
+use portcullis_tests::fixture::{API, FROM_OUTSIDE, Fixture, WEB, nine_places, with_sizes};
 use portcullis_tests::packets::{Packet, flags};
 
 const EGRESS: Direction = Direction::Egress;
 const INGRESS: Direction = Direction::Ingress;
-/// Where test runs come from: another pod's interface or an uplink.
-const FROM: ProbeMetadata = ProbeMetadata { ingress_ifindex: 99, ifindex: 0 };
 /// How often a flow is looked at by one call of the kernel, and how many others are stored meanwhile.
 const READS: u32 = 1000;
 const STORES: usize = 200_000;
 /// New flows of each processor that fights.
 const FIGHTS: usize = 100_000;
-
-/// Nine places for whatever comes, in each IP version.
-fn nine() -> Sizes {
-    Sizes { flows_size: 1, ..Sizes::default() }
-}
 
 /// A hundred flows in each direction: what the pod opens by TCP, and what is opened to it by UDP, differ in every field.
 fn flows_of(direction: Direction) -> Vec<Vec<u8>> {
@@ -54,7 +46,8 @@ fn fight(f: &Fixture, mut meanwhile: impl FnMut()) -> [u64; 2] {
             scope.spawn(move || {
                 let all = flows_of(direction);
                 begin.wait();
-                let run = |at: usize| testrun::run(program, &all[at % all.len()], FROM, 1).expect("a run");
+                let run =
+                    |at: usize| testrun::run(program, &all[at % all.len()], FROM_OUTSIDE, 1).expect("a run");
                 let passed = (0..FIGHTS).filter(|at| run(*at).passed).count();
                 running.fetch_sub(1, Ordering::SeqCst);
                 passed as u64
@@ -70,7 +63,7 @@ fn fight(f: &Fixture, mut meanwhile: impl FnMut()) -> [u64; 2] {
 
 #[test]
 fn processors_that_fight_for_the_places_of_a_table_never_mix_two_flows() {
-    with_sizes(nine(), |f| {
+    with_sizes(nine_places(), |f| {
         let hertz = inspect::config_word(f.maps(), config::HZ).expect("a word");
         let mut looks = 0;
         let passed = fight(f, || looks += whole_flows(f, hertz));
@@ -88,19 +81,17 @@ fn processors_that_fight_for_the_places_of_a_table_never_mix_two_flows() {
 
 #[test]
 fn processors_that_fight_for_a_place_take_none_of_an_open_connection() {
-    with_sizes(nine(), |f| {
+    with_sizes(nine_places(), |f| {
         for port in 4000..4040 {
             for prefix in ["10.0.0.", "fd00::"] {
                 let [pod, web] = [2, 3].map(|end| format!("{prefix}{end}"));
-                let sent = |flags| Packet::tcp(&pod, port, &web, 80, flags);
-                let answer = Packet::tcp(&web, 80, &pod, port, flags::SYN | flags::ACK);
-                assert!(f.sends(&sent(flags::SYN)) && f.receives(&answer) && f.sends(&sent(flags::ACK)));
+                assert!(f.connects(&pod, port, &web));
             }
         }
         // One after the other they take a place or two, which are those that they fight for.
         for direction in [EGRESS, INGRESS] {
             for packet in flows_of(direction) {
-                let _ = f.run_with(direction, &packet, FROM);
+                let _ = f.run_with(direction, &packet, FROM_OUTSIDE);
             }
         }
         let before = open(f);
@@ -113,7 +104,7 @@ fn processors_that_fight_for_a_place_take_none_of_an_open_connection() {
 
 /// The keys of the open connections, in order.
 fn open(f: &Fixture) -> Vec<String> {
-    let flows = inspect::flows(&Pins::new(f.folder()), 1).expect("the flows");
+    let flows = f.flows();
     let open = flows.iter().filter(|(_, flow)| flow.state == state::OPEN);
     let mut keys: Vec<String> = open.map(|(key, _)| format!("{key:?}")).collect();
     keys.sort_unstable();
@@ -123,7 +114,7 @@ fn open(f: &Fixture) -> Vec<String> {
 #[test]
 fn what_is_read_of_a_flow_while_another_takes_its_place_decides_for_neither() {
     for prefix in ["10.0.0.", "fd00::"] {
-        with_sizes(nine(), move |f| {
+        with_sizes(nine_places(), move |f| {
             let [pod, web] = [2, 3].map(|end| format!("{prefix}{end}"));
             // One processor reads a flow again and again; of all flows it would be absent first, so that each new one that the
             // other processor stores takes its place. Either of them stores it again.
@@ -138,14 +129,14 @@ fn what_is_read_of_a_flow_while_another_takes_its_place_decides_for_neither() {
                 let reader = scope.spawn(move || {
                     let mut read = 0;
                     while !done.load(Ordering::SeqCst) {
-                        testrun::run(ingress, known, FROM, READS).expect("a run");
+                        testrun::run(ingress, known, FROM_OUTSIDE, READS).expect("a run");
                         read += u64::from(READS);
                     }
                     read
                 });
                 for round in 0..STORES {
-                    testrun::run(egress, &new[round % new.len()], FROM, 1).expect("a run");
-                    testrun::run(ingress, known, FROM, 1).expect("a run");
+                    testrun::run(egress, &new[round % new.len()], FROM_OUTSIDE, 1).expect("a run");
+                    testrun::run(ingress, known, FROM_OUTSIDE, 1).expect("a run");
                 }
                 done.store(true, Ordering::SeqCst);
                 reader.join().expect("the reader")
@@ -170,7 +161,7 @@ fn what_is_read_of_a_flow_while_another_takes_its_place_decides_for_neither() {
 /// Looks at the flows of the pod that nobody writes meanwhile: each has everything of TCP from the pod, or of UDP to it. How
 /// many there were.
 fn whole_flows(f: &Fixture, hertz: u32) -> usize {
-    let flows = inspect::flows(&Pins::new(f.folder()), 1).expect("the flows");
+    let flows = f.flows();
     for (key, flow) in &flows {
         let protocol = match key {
             AnyKey::V4(key) => key.protocol(),

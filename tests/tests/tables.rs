@@ -8,37 +8,22 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
 use aya::maps::MapData;
-use portcullis::datapath::inspect;
-use portcullis::datapath::{OBJECT, Pins, Sizes, load_object};
+use portcullis::datapath::{OBJECT, Pins, Sizes, inspect, load_object};
 use portcullis_common::abi::{Endpoint, Mode, config, names};
 use portcullis_common::table::homes;
 use portcullis_common::{Direction, Reason};
-use portcullis_tests::fixture::{Fixture, endpoint, with_fixture, with_sizes};
+use portcullis_tests::fixture::{Fixture, SLOT, endpoint, nine_places, with_fixture, with_sizes};
 use portcullis_tests::packets::{Packet, flags};
 
-/// Slot of the fixture's endpoint.
-const SLOT: u32 = 1;
-
-/// Begins a connection in each IP version, and goes on with it.
+/// Opens a connection in each IP version.
 fn talk(f: &mut Fixture, port: u16) {
     for [pod, web] in [["10.0.0.2", "10.0.0.3"], ["fd00::2", "fd00::3"]] {
-        assert!(f.sends(&Packet::tcp(pod, port, web, 80, flags::SYN)), "{pod}");
-        goes_on(f, pod, web, port);
+        assert!(f.connects(pod, port, web), "{pod}");
     }
-}
-
-fn goes_on(f: &mut Fixture, pod: &str, web: &str, port: u16) {
-    assert!(f.receives(&Packet::tcp(web, 80, pod, port, flags::SYN | flags::ACK)), "{pod}");
-    assert!(f.sends(&Packet::tcp(pod, port, web, 80, flags::ACK)), "{pod}");
 }
 
 fn written(f: &Fixture) -> Endpoint {
     f.endpoint().expect("the endpoint")
-}
-
-/// How many flows the endpoint has.
-fn flows(f: &Fixture) -> usize {
-    inspect::flows(&Pins::new(f.folder()), SLOT).expect("the flows").len()
 }
 
 #[test]
@@ -49,11 +34,12 @@ fn a_restart_keeps_tables_and_secrets_and_a_new_endpoint_has_new_ones() {
         assert!(first.flow_seed != 0 && first.flow_homes == homes(Sizes::default().flows_size));
         f.reopen();
         f.apply();
-        assert_eq!((written(f).flow_seed, flows(f)), (first.flow_seed, 2));
-        goes_on(f, "10.0.0.2", "10.0.0.3", 4000);
+        assert_eq!((written(f).flow_seed, f.flows().len()), (first.flow_seed, 2));
+        assert!(f.receives(&Packet::tcp("10.0.0.3", 80, "10.0.0.2", 4000, flags::ACK)));
+        assert!(f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::ACK)));
         f.apply_with(&[], Mode::Enforce);
         f.apply();
-        assert_eq!(flows(f), 0);
+        assert_eq!(f.flows().len(), 0);
         assert_ne!(written(f).flow_seed, first.flow_seed, "who knew what meets does not know it any more");
         talk(f, 4001);
     });
@@ -68,9 +54,9 @@ fn after_a_restart_with_another_size_there_are_tables_of_that_size() {
             f.reopen_as(sizes, |_| ());
             f.apply();
             assert_eq!(written(f).flow_homes, homes(sizes.flows_size));
-            assert_eq!(flows(f), 0);
+            assert_eq!(f.flows().len(), 0);
             talk(f, 4000);
-            assert_eq!(flows(f), 2);
+            assert_eq!(f.flows().len(), 2);
         }
     });
 }
@@ -89,7 +75,7 @@ fn what_is_missing_of_the_tables_is_made_again() {
                 f.reopen_as(Sizes::default(), |pins| Pins::remove(&missing(pins, version)).expect("a pin"));
                 f.apply();
                 talk(f, 4001);
-                assert_eq!(flows(f), 2, "in the tables that the programs use");
+                assert_eq!(f.flows().len(), 2, "in the tables that the programs use");
             });
         }
     }
@@ -166,7 +152,7 @@ fn a_table_that_the_programs_do_not_find_is_not_taken_for_one() {
 #[test]
 fn flows_that_differ_in_one_word_are_told_apart_in_the_same_places() {
     // Nine places: whatever is looked for is looked for among the flows of the others.
-    with_sizes(Sizes { flows_size: 1, ..Sizes::default() }, |f| {
+    with_sizes(nine_places(), |f| {
         let ports = 4000..4006;
         let answer =
             |web: &str, from: u16, pod: &str, port: u16| Packet::tcp(web, from, pod, port, flags::ACK);
@@ -176,10 +162,7 @@ fn flows_that_differ_in_one_word_are_told_apart_in_the_same_places() {
             ("fd00::2", "fd00::3", &["fd01::3", "fd00:0:0:1::3", "fd00::1:0:3", "fd00::4"]),
         ];
         for (pod, web, others) in others {
-            for port in ports.clone() {
-                assert!(f.sends(&Packet::tcp(pod, port, web, 80, flags::SYN)));
-                goes_on(f, pod, web, port);
-            }
+            assert!(ports.clone().all(|port| f.connects(pod, port, web)));
             for port in ports.clone() {
                 for other in others {
                     assert!(!f.receives(&answer(other, 80, pod, port)), "{other} to {port}");

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use portcullis::datapath::testrun::ProbeMetadata;
-use portcullis::datapath::{Pins, inspect, set_override};
+use portcullis::datapath::{inspect, set_override};
 use portcullis_checks::Host;
-use portcullis_checks::host::{HZ, SLOT};
+use portcullis_checks::host::HZ;
 use portcullis_common::abi::{Counters, Endpoint, Mode, PairKey, config};
 use portcullis_common::flow::{Flow, FlowKey, origin, state};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
@@ -232,8 +232,7 @@ impl Subject for Kernel<'_> {
             snapshot.drops.insert((reason, direction), count);
         }
         if self.fixture.endpoint().is_some() {
-            let flows = inspect::flows(&Pins::new(self.fixture.folder()), SLOT).expect("the flows");
-            for (key, flow) in flows {
+            for (key, flow) in self.fixture.flows() {
                 let key = match key {
                     inspect::AnyKey::V4(key) => parts(&key),
                     inspect::AnyKey::V6(key) => parts(&key),
