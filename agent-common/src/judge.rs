@@ -441,7 +441,7 @@ pub fn judge<F: Family, M: Maps<F>>(
     }
     // A pod could put packets of another address inside packets to a node's tunnel.
     if matches!(question.opener, Direction::Egress)
-        && (remote.kind == Kind::Host as u8 || remote.kind == Kind::Node as u8)
+        && reaches_nodes::<F>(question.remote, remote.kind)
         && encapsulates(maps, question.protocol, question.remote_port)
     {
         judgement.decision = Decision::new(Verdict::Deny, Reason::Encapsulation);
@@ -476,6 +476,17 @@ pub fn judge<F: Family, M: Maps<F>>(
         }
     }
     judgement
+}
+
+/// Whether a node may be among those that take a packet to this address: a tunnel takes what comes to any address that its
+/// node listens at, and a node listens at every broadcast address of its networks (another node's is in the pod range and
+/// nobody's) and at some groups.
+#[inline(always)]
+fn reaches_nodes<F: Family>(address: F::Address, kind: u8) -> bool {
+    kind == Kind::Host as u8
+        || kind == Kind::Node as u8
+        || kind == Kind::Unmanaged as u8
+        || F::is_multicast(address)
 }
 
 /// Whether a node may take what such packets carry for packets of their own: IP in IP, IPv6 in IP, GRE, and UDP to the port

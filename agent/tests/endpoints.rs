@@ -359,13 +359,17 @@ fn the_nodes_own_addresses_are_followed() {
             "-n NODE addr add 192.0.2.1 peer 192.0.2.2/32 dev br0",
             "-n NODE addr add fd07::1/64 dev br0 nodad",
         ]);
-        let own: Vec<IpAddr> =
-            ["10.7.0.1", "192.0.2.1", "fd07::1"].iter().map(|a| a.parse().unwrap()).collect();
+        let own = ["10.7.0.1", "192.0.2.1", "fd07::1", "10.7.0.255", "fd07::"];
+        let own: Vec<IpAddr> = own.iter().map(|address| address.parse().unwrap()).collect();
         let all = |snapshot: &Snapshot| own.iter().all(|address| snapshot.host_addresses.contains(address));
-        wait_for(&mut snapshots, "all three addresses", |snapshot| all(snapshot).then_some(())).await;
+        wait_for(&mut snapshots, "all addresses, and those at which every router listens", |snapshot| {
+            all(snapshot).then_some(())
+        })
+        .await;
         assert!(!snapshots.borrow().host_addresses.contains(&"192.0.2.2".parse::<IpAddr>().unwrap()));
         net.ip(&["-n NODE addr del 10.7.0.1/24 dev br0"]);
         wait_for(&mut snapshots, "one less", |s| (!s.host_addresses.contains(&own[0])).then_some(())).await;
+        assert!(!snapshots.borrow().host_addresses.contains(&own[3]), "the broadcast address of no network");
         assert!(snapshots.borrow().host_addresses.contains(&own[2]));
         net.ip(&["-n NODE link del br0"]);
         let none = |s: &Snapshot| !own.iter().any(|address| s.host_addresses.contains(address));

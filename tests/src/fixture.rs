@@ -51,6 +51,8 @@ pub const ADDRESSES: &[(&str, u32, Kind)] = &[
     ("fd00::1", Kind::Host as u32, Kind::Host),
     ("10.0.9.1", Kind::Node as u32, Kind::Node),
     ("fd00:9::1", Kind::Node as u32, Kind::Node),
+    ("10.0.0.255", Kind::Unmanaged as u32, Kind::Unmanaged),
+    ("fd00::", Kind::Unmanaged as u32, Kind::Unmanaged),
 ];
 
 /// How a packet comes in by another pod's interface or an uplink, never from the node itself.

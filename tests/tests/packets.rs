@@ -238,18 +238,21 @@ fn a_pod_puts_nothing_into_a_tunnel_of_the_nodes() {
     with_fixture(|f| {
         f.desired.subjects.insert(SUBJECT, rows(Verdict::Allow, &always(Verdict::Allow)));
         f.apply();
+        // This node, another one, and where nodes listen as well.
         let to_nodes = |port| {
-            [("10.0.0.2", "10.0.0.1"), ("fd00::2", "fd00::1"), ("10.0.0.2", "10.0.9.1")]
-                .map(|(pod, node)| Packet::udp(pod, 4000, node, port))
+            let v4 = ["10.0.0.1", "10.0.9.1", "255.255.255.255", "224.0.0.1", "10.0.0.255"];
+            let v6 = ["fd00::1", "ff02::1", "fd00::"];
+            let v4 = v4.map(|node| Packet::udp("10.0.0.2", 4000, node, port));
+            v4.into_iter().chain(v6.map(|node| Packet::udp("fd00::2", 4000, node, port))).collect::<Vec<_>>()
         };
         let passing = |f: &mut Fixture, port| to_nodes(port).iter().filter(|packet| f.sends(packet)).count();
-        assert_eq!((passing(f, 8472), passing(f, 4789)), (3, 3), "nobody has a tunnel there");
+        assert_eq!((passing(f, 8472), passing(f, 4789)), (8, 8), "nobody has a tunnel there");
         f.datapath.set_tunnels(&[4789, 8472].into());
         f.apply();
         assert_eq!((passing(f, 8472), passing(f, 4789)), (0, 0), "also where a flow was open");
-        assert_eq!(f.drops(Reason::Encapsulation, EGRESS), 6);
+        assert_eq!(f.drops(Reason::Encapsulation, EGRESS), 16);
         assert_eq!(f.counters(API, HOST, EGRESS).decisions[1], 4);
-        assert_eq!(passing(f, 8473), 3);
+        assert_eq!(passing(f, 8473), 8);
         assert!(f.sends(&Packet::tcp("10.0.0.2", 4000, "10.0.0.1", 8472, flags::SYN)), "TCP carries none");
         assert!(f.sends(&Packet::udp("10.0.0.2", 4000, "10.0.0.3", 8472)), "a pod is no node");
         // More than fit: any port may be one.
@@ -258,7 +261,7 @@ fn a_pod_puts_nothing_into_a_tunnel_of_the_nodes() {
         assert_eq!(passing(f, 8473), 0);
         f.datapath.set_tunnels(&[].into());
         f.apply();
-        assert_eq!(passing(f, 8472), 3);
+        assert_eq!(passing(f, 8472), 8);
     });
 }
 

@@ -32,7 +32,8 @@ pub type Mac = [u8; 6];
 pub struct Snapshot {
     /// Every interface of this network namespace, by its index.
     pub links: BTreeMap<u32, Link>,
-    /// Every address of every interface of this network namespace: the node's own.
+    /// Every address that this network namespace listens at because of an address of an interface: that one, the broadcast
+    /// address of its network, and its network's subnet-router anycast address.
     pub host_addresses: BTreeSet<IpAddr>,
     /// The UDP ports that tunnels of this network namespace take encapsulated packets at.
     pub tunnel_ports: BTreeSet<u16>,

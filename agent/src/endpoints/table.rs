@@ -187,7 +187,7 @@ impl Table {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             links: self.entries.iter().map(|(ifindex, entry)| (*ifindex, entry.link.clone())).collect(),
-            host_addresses: self.addresses.iter().map(|record| record.address).collect(),
+            host_addresses: self.addresses.iter().flat_map(AddressRecord::all).collect(),
             tunnel_ports: self.entries.values().filter_map(|entry| entry.tunnel_port).collect(),
             complete: self.complete,
         }

@@ -16,7 +16,7 @@ fn mk_veth(ifindex: u32) -> LinkRecord {
 }
 
 fn mk_address(ifindex: u32, address: &str) -> AddressRecord {
-    AddressRecord { ifindex, address: address.parse().unwrap(), prefix: 24 }
+    AddressRecord { ifindex, address: address.parse().unwrap(), prefix: 24, also: [None; 2] }
 }
 
 fn mk_answer(ifindex: u32, addresses: &[&str]) -> Answer {
@@ -221,6 +221,7 @@ fn host_addresses_follow_every_interface() {
     assert_eq!(addresses(&table), ["127.0.0.1", "192.0.2.1"], "still there with the other prefix");
     table.apply(Content::LinkGone(2), now);
     assert_eq!(addresses(&table), ["127.0.0.1"]);
-    table.resync(vec![], vec![mk_address(4, "fd00::1")], now);
-    assert_eq!(addresses(&table), ["fd00::1"]);
+    let also = [Some("fd00::".parse().unwrap()), None];
+    table.resync(vec![], vec![AddressRecord { also, ..mk_address(4, "fd00::1") }], now);
+    assert_eq!(addresses(&table), ["fd00::", "fd00::1"]);
 }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NlaBuffer, NlasIterator, Parseable,
     parse_i32, parse_string, parse_u32,
@@ -62,6 +63,15 @@ pub(super) struct AddressRecord {
     pub address: IpAddr,
     /// The same address can stand on an interface with two prefix lengths.
     pub prefix: u8,
+    /// Addresses of its network that the node listens at as well, see [`listened`].
+    pub also: [Option<IpAddr>; 2],
+}
+
+impl AddressRecord {
+    /// Every address that the node listens at because of it.
+    pub fn all(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(self.address).chain(self.also.into_iter().flatten())
+    }
 }
 
 /// The content of a message.
@@ -176,16 +186,31 @@ fn address(payload: &[u8]) -> Option<AddressRecord> {
     if !matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
         return None;
     }
-    let mut own = None;
+    let prefix = message.header.prefix_len;
+    let (mut own, mut of_network, mut broadcast) = (None, None, None);
     for attribute in message.attributes {
         match attribute {
             // On a point-to-point interface IFA_ADDRESS is the other end, and IFA_LOCAL is ours.
             AddressAttribute::Local(local) => own = Some(local),
-            AddressAttribute::Address(address) => own = own.or(Some(address)),
+            AddressAttribute::Address(address) => of_network = Some(address),
+            AddressAttribute::Broadcast(address) => broadcast = Some(IpAddr::V4(address)),
             _ => {}
         }
     }
-    Some(AddressRecord { ifindex: message.header.index, address: own?, prefix: message.header.prefix_len })
+    let address = own.or(of_network)?;
+    let also = [listened(of_network.unwrap_or(address), prefix), broadcast];
+    Some(AddressRecord { ifindex: message.header.index, address, prefix, also })
+}
+
+/// The address of a network at which every router in it listens: the directed broadcast address, which Linux has for
+/// networks of four addresses and more (`fib_add_ifaddr`), or the subnet-router anycast address (RFC 4291, section 2.6.1),
+/// which it has with a prefix of up to 126 bits (`addrconf_join_anycast`).
+fn listened(address: IpAddr, prefix: u8) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(_) if prefix <= 30 => Some(IpNet::new(address, prefix).ok()?.broadcast()),
+        IpAddr::V6(_) if prefix <= 126 => Some(IpNet::new(address, prefix).ok()?.network()),
+        _ => None,
+    }
 }
 
 /// A question to the kernel.

@@ -47,10 +47,12 @@ fn a_veth_whose_peer_is_being_deleted_has_neither_peer_nor_namespace() {
 
 #[test]
 fn recorded_addresses_are_the_interfaces_own() {
-    let local = AddressRecord { ifindex: 3, address: "10.0.0.1".parse().unwrap(), prefix: 32 };
+    let local =
+        AddressRecord { ifindex: 3, address: "10.0.0.1".parse().unwrap(), prefix: 32, also: [None; 2] };
     assert_eq!(contents("point-to-point-address"), [Content::Address(local)]);
     assert_eq!(contents("address-dump"), [Content::Address(local)]);
-    let ipv6 = AddressRecord { ifindex: 3, address: "fd00::1".parse().unwrap(), prefix: 64 };
+    let also = [Some("fd00::".parse().unwrap()), None];
+    let ipv6 = AddressRecord { ifindex: 3, address: "fd00::1".parse().unwrap(), prefix: 64, also };
     assert_eq!(contents("ipv6-address"), [Content::Address(ipv6)]);
 }
 
@@ -121,4 +123,19 @@ fn questions_name_namespace_and_index() {
     // IFLA_EXT_MASK, then IFLA_TARGET_NETNSID.
     assert_eq!(bytes[42..44], 46_u16.to_ne_bytes());
     assert_eq!(bytes[44..48], 4_i32.to_ne_bytes());
+}
+
+#[test]
+fn a_node_listens_at_the_broadcast_and_the_anycast_address_of_its_networks() {
+    let listened = |address: &str, prefix| super::listened(address.parse().unwrap(), prefix);
+    let address = |address: &str| Some(address.parse().unwrap());
+    assert_eq!(listened("10.0.5.7", 20), address("10.0.15.255"));
+    assert_eq!(listened("10.0.5.7", 30), address("10.0.5.7"), "of its own network the last");
+    assert_eq!(listened("10.0.5.6", 31), None, "two ends and no broadcast");
+    assert_eq!(listened("10.0.5.7", 32), None);
+    assert_eq!(listened("fd00::5:7", 64), address("fd00::"));
+    assert_eq!(listened("fe80::1", 64), address("fe80::"));
+    assert_eq!(listened("fd00::7", 126), address("fd00::4"));
+    assert_eq!((listened("fd00::7", 127), listened("fd00::7", 128)), (None, None));
+    assert_eq!(listened("10.0.5.7", 33), None, "no prefix of that family");
 }
