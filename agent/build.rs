@@ -32,6 +32,7 @@ fn objects() -> Result<(), Box<dyn std::error::Error>> {
     build(&if env::var_os("CARGO_FEATURE_LOG").is_some() { plain.feature("log") } else { plain })?;
     if env::var_os("CARGO_FEATURE_BENCH").is_some() {
         build(&options("portcullis-bench.o").feature("bench"))?;
+        build(&options("witness.o").object("witness"))?;
     }
     Ok(())
 }

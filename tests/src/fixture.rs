@@ -26,6 +26,7 @@ use crate::owner;
 use crate::packets::{POD_MAC, Packet, flags};
 use crate::privileged::privileged_test;
 use crate::tables::{change as change_flows, empty};
+use crate::untouched;
 
 /// Principal, and peer class, of the pod behind the endpoint.
 pub const API: u32 = 16;
@@ -390,7 +391,7 @@ impl Fixture {
         self.probe(direction, packet, metadata, 1).passed
     }
 
-    /// As [`Fixture::run_with`], `repeat` times.
+    /// As [`Fixture::run_with`], `repeat` times. What is left of the packet is looked at if it is once.
     ///
     /// # Panics
     /// If the kernel refuses to.
@@ -401,7 +402,12 @@ impl Fixture {
         metadata: ProbeMetadata,
         repeat: u32,
     ) -> ProbeResult {
-        self.datapath.probe(direction, packet, metadata, repeat).expect("the program runs")
+        let result = if repeat == 1 {
+            untouched::probe(&mut self.datapath, direction, packet, metadata)
+        } else {
+            self.datapath.probe(direction, packet, metadata, repeat)
+        };
+        result.expect("the program runs")
     }
 
     /// A packet that the pod sends.

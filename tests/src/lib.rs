@@ -67,6 +67,10 @@ pub mod tables;
 pub mod temp;
 pub mod traffic;
 #[cfg(feature = "agent")]
+pub mod untouched;
+#[cfg(feature = "agent")]
+pub mod witness;
+#[cfg(feature = "agent")]
 #[allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a library of tests: a failure is a panic")]
 pub mod worlds;
 

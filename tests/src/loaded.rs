@@ -23,6 +23,7 @@ use crate::netns::interface_index;
 use crate::owner;
 use crate::packets::{POD_MAC, Packet, flags};
 use crate::privileged::privileged_test;
+use crate::untouched;
 
 /// Loaded programs and the world that they enforce.
 pub struct Loaded {
@@ -192,7 +193,7 @@ impl Loaded {
         self.packets += 1;
         let frame = first_packet(opening, self.packets);
         let metadata = ProbeMetadata { ingress_ifindex, ifindex: self.interfaces[place] };
-        let passed = self.datapath.probe(hook, &frame, metadata, 1)?.passed;
+        let passed = untouched::probe(&mut self.datapath, hook, &frame, metadata)?.passed;
         let mut found = self.counted(pair(hook))?.map(|verdict| Judged { verdict, direction: hook });
         if hook == Direction::Ingress {
             let egress = self.counted(pair(Direction::Egress))?;

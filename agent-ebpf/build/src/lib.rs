@@ -18,6 +18,8 @@ pub const TARGET: &str = "bpfel-unknown-none";
 /// What to build and where to put it.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Which object: `portcullis`, or `witness` for tests.
+    pub object: &'static str,
     /// Cargo features of `agent-ebpf`: `bench`, `log`.
     pub features: Vec<String>,
     /// Where intermediate results live between builds; each set of features gets a folder of its own below it.
@@ -33,6 +35,7 @@ impl Options {
     /// Options for a build without features, for this machine's processor.
     pub fn new(target_dir: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
+            object: "portcullis",
             features: Vec::new(),
             target_dir: target_dir.into(),
             output: output.into(),
@@ -44,6 +47,13 @@ impl Options {
     #[must_use]
     pub fn feature(mut self, name: &str) -> Self {
         self.features.push(name.to_owned());
+        self
+    }
+
+    /// With another object.
+    #[must_use]
+    pub const fn object(mut self, name: &'static str) -> Self {
+        self.object = name;
         self
     }
 
@@ -130,14 +140,14 @@ pub fn build(options: &Options) -> Result<PathBuf, Error> {
     let mut command = toolchain.cargo("build");
     command
         .current_dir(source_dir())
-        .args(["--release", "--target", TARGET, "--target-dir"])
+        .args(["--release", "--bin", options.object, "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&options.arch, &linker));
     if !options.features.is_empty() {
         command.args(["--features", &options.features.join(",")]);
     }
     run(&mut command)?;
-    let built = target_dir.join(TARGET).join("release/portcullis");
+    let built = target_dir.join(TARGET).join("release").join(options.object);
     std::fs::copy(&built, &options.output).map_err(|source| Error::Io {
         doing: format!("copying {} to {}", built.display(), options.output.display()),
         source,

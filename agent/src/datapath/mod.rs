@@ -63,6 +63,10 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 #[cfg(feature = "bench")]
 pub static BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis-bench.o"));
 
+/// Programs of somebody else, which tests put before and behind ours.
+#[cfg(feature = "bench")]
+pub static WITNESS_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/witness.o"));
+
 /// What the operator chose.
 #[derive(Clone, Debug)]
 pub struct Options {
