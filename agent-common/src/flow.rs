@@ -68,6 +68,8 @@ pub mod state {
     pub const FIN_OTHER: u8 = 0x20;
     /// The opener went on as if it had been answered, and no answer was seen: it came by another way.
     pub const UNHEARD: u8 = 0x40;
+    /// It was ended by a FIN or RST before it was answered.
+    pub const UNANSWERED: u8 = 0x80;
 }
 
 /// What a table holds of a flow beside its key.
@@ -143,10 +145,12 @@ pub const fn timeout_of(proto: u8, life: u8) -> u32 {
 /// The state after a packet. `from_opener`: the packet goes the way the flow was opened.
 #[inline(always)]
 pub const fn next_state(before: u8, from_opener: bool, flags: u8) -> u8 {
+    let ends = flags & (tcp::RST | tcp::FIN) != 0;
+    let before = if ends && before & state::LIFE == state::NEW { before | state::UNANSWERED } else { before };
     if flags & tcp::RST != 0 {
         return before & !state::LIFE | state::CLOSING;
     }
-    let before = if from_opener { before } else { before & !state::UNHEARD };
+    let before = if from_opener { before } else { before & !(state::UNHEARD | state::UNANSWERED) };
     if flags & tcp::FIN != 0 {
         let fin = if from_opener { state::FIN_OPENER } else { state::FIN_OTHER };
         return before & !state::LIFE | fin | state::CLOSING;
@@ -155,13 +159,18 @@ pub const fn next_state(before: u8, from_opener: bool, flags: u8) -> u8 {
         state::NEW if !from_opener => {
             before | if flags & tcp::SYN != 0 { state::HALF_OPEN } else { state::OPEN }
         }
-        state::HALF_OPEN if flags & tcp::SYN == 0 => before & !state::LIFE | state::OPEN,
+        // A segment without any flag is no part of a handshake: nobody would answer it by a reset.
+        state::HALF_OPEN if flags & (tcp::SYN | tcp::ACK) == tcp::ACK => before & !state::LIFE | state::OPEN,
         state::NEW if flags & (tcp::SYN | tcp::ACK) == tcp::ACK => before | state::UNHEARD,
+        // Alone it does not go on with what nobody has answered.
+        state::CLOSING if before & state::UNANSWERED != 0 => before,
         // Both sides have said FIN: this is the last acknowledgement.
         state::CLOSING
             if before & (state::FIN_OPENER | state::FIN_OTHER) != state::FIN_OPENER | state::FIN_OTHER =>
         {
-            before & !state::LIFE | state::OPEN
+            // The answer to a SYN may have been on its way when the opener took that back.
+            let life = if flags & tcp::SYN != 0 { state::HALF_OPEN } else { state::OPEN };
+            before & !state::LIFE | life
         }
         _ => before,
     }
@@ -382,10 +391,34 @@ mod tests {
         assert_eq!(alone & state::UNHEARD, state::UNHEARD);
         let over = next_state(alone, true, tcp::FIN | tcp::ACK);
         assert_eq!(over & state::UNHEARD, state::UNHEARD, "it was never heard");
+        assert_eq!(over & state::LIFE, state::CLOSING);
+        let closed = next_state(over, false, tcp::FIN | tcp::ACK);
+        assert_eq!(next_state(closed, true, tcp::ACK) & state::LIFE, state::CLOSING, "both have said FIN");
         assert_eq!(next_state(alone, false, tcp::ACK), state::OPEN, "the answer was late");
         assert_eq!(next_state(over, false, tcp::FIN | tcp::ACK) & state::UNHEARD, 0);
         assert_eq!(next_state(opened(), true, tcp::ACK), state::OPEN);
         assert_eq!(next_state(state::NEW, true, 0), state::NEW, "UDP tells nothing");
+    }
+
+    #[test]
+    fn who_opens_a_connection_cannot_make_it_look_answered() {
+        for first in [tcp::RST, tcp::RST | tcp::ACK, tcp::FIN, tcp::FIN | tcp::ACK, tcp::ACK, 0] {
+            for second in [tcp::ACK, 0, tcp::FIN, tcp::RST, tcp::SYN] {
+                let alone = next_state(next_state(state::NEW, true, first), true, second);
+                assert!(
+                    matches!(alone & state::LIFE, state::NEW | state::CLOSING),
+                    "{first:#x}, {second:#x}"
+                );
+                let answered = next_state(alone, false, tcp::SYN | tcp::ACK);
+                assert_eq!(answered & state::LIFE, state::HALF_OPEN, "{first:#x}, {second:#x}");
+                assert_eq!(answered & state::UNANSWERED, 0);
+            }
+        }
+        let reset = next_state(state::NEW, false, tcp::RST | tcp::ACK);
+        assert_eq!(next_state(reset, true, tcp::ACK) & state::LIFE, state::CLOSING, "the port was closed");
+        let half = next_state(state::NEW, false, tcp::SYN | tcp::ACK);
+        assert_eq!(next_state(half, true, 0), half, "a segment that says nothing finishes no handshake");
+        assert_eq!(next_state(half, true, tcp::SYN | tcp::ACK), half);
     }
 
     #[test]

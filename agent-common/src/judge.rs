@@ -467,7 +467,9 @@ pub fn judge<F: Family, M: Maps<F>>(
         && remote.subject != 0
         && !matches!(judgement.decision.verdict, Verdict::Deny)
     {
-        let local = identify(maps, question.local);
+        // Who sends to a group sends to this pod.
+        let [own, _] = F::addresses(endpoint);
+        let local = identify(maps, if F::is_multicast(question.local) { own } else { question.local });
         let egress = evaluate(maps, remote.subject, Direction::Egress, local.peer, local.kind, key);
         // An audited one was counted by the source's own node.
         if matches!(egress.verdict, Verdict::Deny) {

@@ -88,12 +88,18 @@ fn advance<F: Family, D: Datapath<F>>(path: &D, entry: &D::Flow, flow: &Flow, tr
 }
 
 /// The time-out in seconds. A flow whose origin is not its address must be gone before the kernel's conntrack gives the
-/// masqueraded ports to somebody else (120 s for an answered UDP flow, `nf_conntrack_udp_timeout_stream`). TCP needs no
-/// such bound: a new connection begins with a SYN, which is always judged.
+/// masqueraded ports to somebody else. It forgets UDP that was answered and then silent after 30 s, unless it went on for two
+/// seconds (`nf_conntrack_udp_packet`), ICMP after 30 s, and SCTP 3 s after a shutdown (`sctp_timeouts`); our clock is a
+/// second behind at most. What goes on later is judged again, by where it comes from then. TCP needs no such bound: a new
+/// connection begins with a SYN, which is always judged.
 #[inline(always)]
 fn patience(proto: u8, life: u8, from: u32) -> u32 {
     let seconds = timeout_of(proto, life);
-    if from != origin::ADDRESS && proto != protocol::TCP && seconds > 100 { 100 } else { seconds }
+    if from == origin::ADDRESS || proto == protocol::TCP {
+        return seconds;
+    }
+    let most = if proto == protocol::SCTP { 2 } else { 28 };
+    if seconds < most { seconds } else { most }
 }
 
 /// Writes a flow, with the time-out of its state; `false` if the table did not take it.
@@ -115,6 +121,13 @@ pub fn put<F: Family, D: Datapath<F>>(
 #[inline(always)]
 pub const fn may_replace(known: &Flow, hook: Direction) -> bool {
     known.opener == hook as u8 || known.state & state::LIFE == state::CLOSING
+}
+
+/// Whether a SYN that takes the place of a live flow waits for an answer that the flow did not wait for. One that is sent
+/// again does not.
+#[inline(always)]
+pub const fn begins_anew(known: &Flow) -> bool {
+    known.state & state::LIFE != state::NEW
 }
 
 /// Stores a new flow and passes its packet, if one of its like was judged before and permitted.
@@ -145,7 +158,7 @@ pub fn permitted_flow<F: Family, D: Datapath<F>>(
     {
         return false;
     }
-    let charged = known.is_none();
+    let charged = known.as_ref().is_none_or(begins_anew);
     if charged && !path.spend(transit.slot, transit.hook, now) {
         return false;
     }

@@ -75,6 +75,18 @@ pub mod icmp {
     pub const REDIRECT: u8 = 5;
     /// Echo request.
     pub const ECHO_REQUEST: u8 = 8;
+    /// Timestamp.
+    pub const TIMESTAMP_REQUEST: u8 = 13;
+    /// Timestamp reply.
+    pub const TIMESTAMP_REPLY: u8 = 14;
+    /// Information request.
+    pub const INFORMATION_REQUEST: u8 = 15;
+    /// Information reply.
+    pub const INFORMATION_REPLY: u8 = 16;
+    /// Address mask request.
+    pub const ADDRESS_MASK_REQUEST: u8 = 17;
+    /// Address mask reply.
+    pub const ADDRESS_MASK_REPLY: u8 = 18;
     /// Router advertisement.
     pub const ROUTER_ADVERTISEMENT: u8 = 9;
     /// Time exceeded.
@@ -113,6 +125,10 @@ pub mod icmp6 {
     pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
     /// Redirect.
     pub const REDIRECT: u8 = 137;
+    /// Node information query (RFC 4620).
+    pub const NODE_QUERY: u8 = 139;
+    /// Node information reply.
+    pub const NODE_REPLY: u8 = 140;
     /// Multicast listener report, version 2.
     pub const MLD2_REPORT: u8 = 143;
 }
@@ -135,15 +151,15 @@ pub enum FragmentPart {
 pub enum IcmpRole {
     /// Not ICMP, or an ICMP message that is judged like any protocol without ports.
     Plain = 0,
-    /// An echo request; the ports hold its id.
+    /// An echo request, or another query that conntrack tells from others by its id as well (`invmap` in
+    /// nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c); the ports hold the id.
     EchoRequest = 1,
-    /// An echo reply; the ports hold its id.
+    /// An echo reply, or the answer to such a query; the ports hold its id.
     EchoReply = 2,
     /// An error: addresses, ports and protocol are those of the packet inside, turned round, so that they read as a
     /// packet of the flow that goes the way the error goes.
     Error = 3,
-    /// Neighbour discovery: whole, small and with the hop limit that proves that it was sent on this link (RFC 4861,
-    /// RFC 6980). Of an advertisement the source is the address that it is about. What only looks like it is
+    /// Neighbour discovery: whole, and with the hop limit that proves that it was sent on this link (RFC 4861, RFC 6980). Of an advertisement the source is the address that it is about. What only looks like it is
     /// [`IcmpRole::Plain`], and judged.
     Link = 4,
     /// A message of routers: advertisement or redirect.
@@ -152,7 +168,7 @@ pub enum IcmpRole {
     Group = 6,
 }
 
-/// Neighbour discovery messages are no longer than this; anything beyond would be a way to smuggle data.
+/// Neighbour discovery messages are no longer than this; longer ones would be a way to smuggle data, and are dropped.
 const LARGEST_DISCOVERY: u32 = 128;
 
 /// A parsed packet. Addresses are in network order, ports in host order.
@@ -466,8 +482,9 @@ fn transport<P: Packet, A>(
             parsed.destination_port = u16_at(&header, 2);
             parsed.tcp_flags = header[13];
         }
-        protocol::UDP | protocol::SCTP => {
-            let least = if parsed.protocol == protocol::UDP { 8 } else { 12 };
+        // Of the last two conntrack has entries by port, so we have flows by port.
+        protocol::UDP | protocol::SCTP | protocol::UDP_LITE | protocol::DCCP => {
+            let least = if matches!(parsed.protocol, protocol::UDP | protocol::UDP_LITE) { 8 } else { 12 };
             let Some(header) = packet.load::<4>(at) else { return Err(short) };
             if room < least {
                 return Err(short);
@@ -483,9 +500,12 @@ fn transport<P: Packet, A>(
             parsed.icmp = if version == 4 {
                 role4(header[0])
             } else {
-                let whole = matches!(parsed.fragment, FragmentPart::Whole);
-                role6(header[0], header[1], parsed.hop_limit, whole && room <= LARGEST_DISCOVERY)
+                role6(header[0], header[1], parsed.hop_limit, matches!(parsed.fragment, FragmentPart::Whole))
             };
+            // A neighbour would believe it, however much follows.
+            if matches!(parsed.icmp, IcmpRole::Link) && room > LARGEST_DISCOVERY {
+                return Err(Reason::ForbiddenIcmp);
+            }
             if matches!(parsed.icmp, IcmpRole::EchoRequest | IcmpRole::EchoReply) {
                 // Both ports, so that the key reads the same from either side.
                 parsed.source_port = u16_at(&header, 4);
@@ -503,8 +523,13 @@ fn transport<P: Packet, A>(
 #[inline(always)]
 const fn role4(kind: u8) -> IcmpRole {
     match kind {
-        icmp::ECHO_REQUEST => IcmpRole::EchoRequest,
-        icmp::ECHO_REPLY => IcmpRole::EchoReply,
+        icmp::ECHO_REQUEST
+        | icmp::TIMESTAMP_REQUEST
+        | icmp::INFORMATION_REQUEST
+        | icmp::ADDRESS_MASK_REQUEST => IcmpRole::EchoRequest,
+        icmp::ECHO_REPLY | icmp::TIMESTAMP_REPLY | icmp::INFORMATION_REPLY | icmp::ADDRESS_MASK_REPLY => {
+            IcmpRole::EchoReply
+        }
         icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM => IcmpRole::Error,
         icmp::REDIRECT | icmp::ROUTER_ADVERTISEMENT => IcmpRole::Router,
         _ => IcmpRole::Plain,
@@ -512,16 +537,16 @@ const fn role4(kind: u8) -> IcmpRole {
 }
 
 #[inline(always)]
-const fn role6(kind: u8, code: u8, hop_limit: u8, small: bool) -> IcmpRole {
+const fn role6(kind: u8, code: u8, hop_limit: u8, whole: bool) -> IcmpRole {
     match kind {
-        icmp6::ECHO_REQUEST => IcmpRole::EchoRequest,
-        icmp6::ECHO_REPLY => IcmpRole::EchoReply,
+        icmp6::ECHO_REQUEST | icmp6::NODE_QUERY => IcmpRole::EchoRequest,
+        icmp6::ECHO_REPLY | icmp6::NODE_REPLY => IcmpRole::EchoReply,
         icmp6::UNREACHABLE | icmp6::TOO_BIG | icmp6::TIME_EXCEEDED | icmp6::PARAMETER_PROBLEM => {
             IcmpRole::Error
         }
         // RFC 4861, 6.1 and 7.1: a hop limit of 255 and code 0.
         icmp6::ROUTER_SOLICITATION | icmp6::NEIGHBOUR_SOLICITATION | icmp6::NEIGHBOUR_ADVERTISEMENT
-            if hop_limit == 255 && code == 0 && small =>
+            if hop_limit == 255 && code == 0 && whole =>
         {
             IcmpRole::Link
         }
@@ -604,7 +629,7 @@ fn inner_ports<P: Packet, A>(
     reply: u8,
 ) -> Result<(), Reason> {
     match parsed.protocol {
-        protocol::TCP | protocol::UDP | protocol::SCTP => {
+        protocol::TCP | protocol::UDP | protocol::SCTP | protocol::UDP_LITE | protocol::DCCP => {
             if at + 4 > end {
                 return Err(Reason::Truncated);
             }

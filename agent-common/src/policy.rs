@@ -19,10 +19,14 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// DCCP; policy knows no ports of it.
+    pub const DCCP: u8 = 33;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
     /// SCTP.
     pub const SCTP: u8 = 132;
+    /// UDP-Lite; policy knows no ports of it.
+    pub const UDP_LITE: u8 = 136;
 }
 
 /// What a policy function is asked: a protocol that has ports with its destination port, or any other protocol.

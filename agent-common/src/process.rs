@@ -12,7 +12,9 @@ use crate::judge::{
     Config, Family, Judgement, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin,
     identify, is_local, judge, needs_opening,
 };
-use crate::known::{known_flow, live_flow, may_replace, opens, permitted_flow, put, remember_verdict};
+use crate::known::{
+    begins_anew, known_flow, live_flow, may_replace, opens, permitted_flow, put, remember_verdict,
+};
 use crate::packet::{FragmentPart, IcmpRole, Parsed};
 use crate::policy::{Decision, protocol};
 use crate::reason::{Direction, Reason, Verdict};
@@ -364,13 +366,14 @@ pub enum Step {
 /// the orientation of the flow and where it comes from.
 #[inline(always)]
 pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &mut Work<F>) -> Step {
+    work.now = path.now();
+    // Before the addresses are looked at: what was admitted under older ones has an older revision.
+    work.revision = endpoint.revision;
     match admit(path, endpoint, &work.transit) {
         Ok(true) => return Step::Done(Action::Pass),
         Ok(false) => {}
         Err(reason) => return Step::Refuse(reason),
     }
-    work.now = path.now();
-    work.revision = endpoint.revision;
     let hook = work.transit.hook;
     if work.transit.packet.fragment as u8 != FragmentPart::Whole as u8 {
         let fragment_key = fragment_key(&work.transit, endpoint.ifindex);
@@ -526,6 +529,7 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
     let denied = matches!(decision.verdict, Verdict::Deny);
     if denied {
         path.count_drop(decision.reason, work.transit.hook);
+        forget(path, endpoint, work);
     }
     let wanted = match decision.verdict {
         Verdict::Allow => {
@@ -541,6 +545,20 @@ pub fn decide<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &W
         report(path, work, &decision, &pair, reply);
     }
     if denied { Action::Drop } else { Action::Pass }
+}
+
+/// Makes a flow that is forbidden now count as absent, so that the next packet is judged the way it goes itself: what the
+/// other side opens may be permitted. Not of TCP, where a packet that opens nothing is judged by nothing but its flow.
+#[inline(always)]
+fn forget<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &Work<F>) {
+    if !work.has_known || needs_opening(work.transit.packet.protocol) {
+        return;
+    }
+    if let Some(entry) = path.flow(endpoint, work.transit.slot, &work.key)
+        && entry.is_still(&work.key)
+    {
+        entry.advance(work.known.state, 0);
+    }
 }
 
 /// Writes the flow; the error says why it is not. Multicast has no flows: there are no replies to find.
@@ -572,8 +590,13 @@ fn store<F: Family, D: Datapath<F>>(
     } else if work.has_known && !may_replace(&work.known, hook) {
         return Ok(());
     } else {
-        // What is sent again has its flow already. The node and the pod itself are not kept waiting by others.
-        let charged = !work.has_known && !matches!(decision.reason, Reason::Host | Reason::SelfTraffic);
+        // What is sent again has its flow already. The node, and the pod at its own door, are not kept waiting by others.
+        let exempt = match decision.reason {
+            Reason::Host => true,
+            Reason::SelfTraffic => matches!(hook, Direction::Ingress),
+            _ => false,
+        };
+        let charged = !exempt && (!work.has_known || begins_anew(&work.known));
         if charged && !path.spend(work.transit.slot, hook, work.now) {
             return Err(Reason::FlowBudget);
         }

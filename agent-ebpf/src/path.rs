@@ -324,7 +324,7 @@ fn spend(path: &Path, slot: u32, opener: Direction, now: u64) -> bool {
 #[inline(always)]
 fn refund(path: &Path, slot: u32, opener: Direction) {
     let Some((budget, _)) = flow_budget(path, slot, opener) else { return };
-    // SAFETY: as in `spend`. Flows of an earlier second give nothing back.
+    // SAFETY: as in `spend`. A flow of an earlier second gives back as well: what is limited is how many more are not answered.
     unsafe {
         let unanswered = addr_of_mut!((*budget).unanswered);
         if read_volatile(unanswered) as i64 > 0 {

@@ -252,18 +252,6 @@ fn an_answer_that_is_judged_again_permits_nothing_in_its_own_direction() {
 }
 
 #[test]
-fn what_a_pod_says_to_itself_is_not_charged_however_often() {
-    remembering(|f| {
-        f.set_config(config::NEW_FLOW_RATE, 2);
-        for port in 4000..4010 {
-            assert!(f.sends(&Packet::tcp("10.0.0.2", port, "10.0.0.2", 80, SYN)));
-        }
-        assert!(f.sends(&sent(4000, SYN)) && f.sends(&sent(4001, SYN)));
-        assert_eq!(f.drops(Reason::FlowBudget, EGRESS), 0);
-    });
-}
-
-#[test]
 fn groups_have_no_flows_however_often() {
     remembering(|f| {
         open_to_the_outside(f, EGRESS);

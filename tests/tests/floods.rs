@@ -92,6 +92,65 @@ fn a_pod_that_resets_its_own_connections_gets_nothing_back() {
 }
 
 #[test]
+fn a_port_that_answers_by_resets_buys_a_pod_no_more_flows() {
+    with_fixture(|f| {
+        f.set_config(config::NEW_FLOW_RATE, RATE);
+        let start = Instant::now();
+        let mut opened = 0;
+        for port in 10_000..12_500 {
+            opened += u64::from(f.sends(&syn(port)));
+            // Over one and the same flow, which is over and begins anew each time.
+            f.sends(&syn(4000));
+            f.receives(&Packet::tcp("10.0.0.3", 80, "10.0.0.2", 4000, flags::RST | flags::ACK));
+        }
+        let most = (start.elapsed().as_secs() + 2) * u64::from(RATE);
+        assert!(opened >= u64::from(RATE) / 2 && opened <= most, "{opened} opened, {most} may");
+    });
+}
+
+#[test]
+fn what_a_pod_sends_to_itself_by_its_interface_is_limited_as_what_it_sends_to_others() {
+    with_fixture(|f| {
+        f.set_config(config::NEW_FLOW_RATE, RATE);
+        let to_itself =
+            (10_000..12_500).map(|port| Packet::tcp("10.0.0.2", port, "10.0.0.2", 80, flags::SYN));
+        let (passed, most) = spray(f, EGRESS, to_itself);
+        assert!(passed >= u64::from(RATE) && passed <= most, "{passed} passed, {most} may");
+        // What came back to it was counted when it left.
+        let own = ProbeMetadata { ingress_ifindex: 1, ifindex: 0 };
+        for port in 20_000..20_100 {
+            let back = Packet::tcp("10.0.0.2", port, "10.0.0.2", 81, flags::SYN);
+            assert!(f.run_with(INGRESS, &back.bytes(), own), "port {port}");
+        }
+    });
+}
+
+#[test]
+fn every_query_that_conntrack_has_an_entry_of_is_a_flow_of_its_own() {
+    with_fixture(|f| {
+        f.desired.subjects.insert(SUBJECT, rows(Verdict::Allow, &always(Verdict::Allow)));
+        f.apply();
+        f.set_config(config::NEW_FLOW_RATE, RATE);
+        let queries =
+            [("10.0.0.2", "10.0.0.3", 13), ("10.0.0.2", "10.0.0.3", 15), ("10.0.0.2", "10.0.0.3", 17)];
+        for (pod, web, kind) in [queries[0], queries[1], queries[2], ("fd00::2", "fd00::3", 139)] {
+            let query = |id: u16| {
+                let [high, low] = id.to_be_bytes();
+                Packet::icmp(pod, web, kind, 0, [high, low, 0, 0], &[0; 16])
+            };
+            let (passed, most) = spray(f, EGRESS, (0..2500).map(query));
+            assert!(passed <= most, "type {kind}: {passed} passed, {most} may");
+        }
+        let lite = |port: u16| {
+            let [high, low] = port.to_be_bytes();
+            Packet::new("10.0.0.2", "10.0.0.3", 136, vec![high, low, 0, 80, 0, 8, 0, 0])
+        };
+        let (passed, most) = spray(f, EGRESS, (0..2500).map(lite));
+        assert!(passed <= most, "UDP-Lite: {passed} passed, {most} may");
+    });
+}
+
+#[test]
 fn the_node_s_probes_and_what_is_only_audited_are_not_limited() {
     with_fixture(|f| {
         f.set_config(config::NEW_FLOW_RATE, RATE);

@@ -102,6 +102,25 @@ fn an_entry_that_another_key_owns_by_now_is_not_used() {
 }
 
 #[test]
+fn a_conversation_that_is_forbidden_now_is_no_obstacle_to_one_that_the_other_side_may_open() {
+    with_fixture(|f| {
+        let sent = Packet::udp("10.0.0.2", 80, "10.0.0.3", 80);
+        let heard = Packet::udp("10.0.0.3", 80, "10.0.0.2", 80);
+        assert!(f.sends(&sent) && f.receives(&heard));
+        // From now on only the other side may begin.
+        let mut set = (*rows(Verdict::Deny, &always(Verdict::Allow))).clone();
+        set.insert((EGRESS, WEB), always(Verdict::Deny));
+        f.desired.subjects.insert(SUBJECT, set.into());
+        f.apply();
+        assert!(!f.receives(&heard), "it belongs to what the pod began");
+        assert_eq!(f.counters(API, WEB, EGRESS).decisions, [1, 1, 0]);
+        portcullis_tests::eventually("the clock to tick", || f.receives(&heard)).expect("a new conversation");
+        assert_eq!(f.counters(WEB, API, INGRESS).decisions[0], 1);
+        assert!(f.sends(&sent), "an answer");
+    });
+}
+
+#[test]
 fn a_flow_that_finds_no_table_is_denied_with_its_reason() {
     with_fixture(|f| {
         let syn = Packet::tcp("10.0.0.2", 4000, "10.0.0.3", 80, flags::SYN);

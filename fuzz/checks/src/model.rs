@@ -27,7 +27,7 @@ pub struct Rules {
     pub host: Vec<IpAddr>,
     /// Addresses of the one peer that it may talk with.
     pub friend: Vec<IpAddr>,
-    /// Addresses of pods and of the node: who is asked for by its own address is a neighbour.
+    /// Addresses of pods, of the node, and those that may be of pods: who is asked for by its own address is a neighbour.
     pub neighbours: Vec<IpAddr>,
     /// Protocols and destination ports of that talk, either way. Ports are not looked at where there are none.
     pub ports: fn(u8, u16) -> bool,
@@ -194,8 +194,8 @@ fn what(ip: &Ip) -> Option<What> {
             }
             What::Talk { source: port(0)?, destination: port(2)?, late: body[13] & 0x12 != 2 }
         }
-        17 | 132 => {
-            body.get(..if ip.protocol == 17 { 8 } else { 12 })?;
+        17 | 132 | 136 | 33 => {
+            body.get(..if matches!(ip.protocol, 17 | 136) { 8 } else { 12 })?;
             What::Talk { source: port(0)?, destination: port(2)?, late: false }
         }
         1 if !v6 => icmp(ip)?,
@@ -210,11 +210,14 @@ const PLAIN: What = What::Talk { source: 0, destination: 0, late: false };
 
 fn icmp(ip: &Ip) -> Option<What> {
     let head = ip.body.get(..8)?;
-    let quiet = ip.fragment.is_none() && ip.body.len() <= 128 && head[1] == 0 && ip.hops == 255;
+    let quiet = ip.fragment.is_none() && head[1] == 0 && ip.hops == 255;
+    if ip.protocol == 58 && matches!(head[0], 133 | 135 | 136) && quiet && ip.body.len() > 128 {
+        return None;
+    }
     let id = u16::from_be_bytes([head[4], head[5]]);
     Some(match (ip.protocol, head[0]) {
-        (1, 8) | (58, 128) => What::Echo { id, request: true },
-        (1, 0) | (58, 129) => What::Echo { id, request: false },
+        (1, 8 | 13 | 15 | 17) | (58, 128 | 139) => What::Echo { id, request: true },
+        (1, 0 | 14 | 16 | 18) | (58, 129 | 140) => What::Echo { id, request: false },
         (1, 3 | 11 | 12) | (58, 1..=4) => What::Error,
         (1, 5 | 9) | (58, 134 | 137) => What::Router,
         (58, 136) if quiet => What::Neighbour { about: Some(address(ip.body.get(8..24)?)) },
@@ -246,7 +249,7 @@ fn key(hook: Direction, ip: &Ip, what: What) -> Option<Key> {
             let port = |at: usize| Some(u16::from_be_bytes([*inner.body.get(at)?, *inner.body.get(at + 1)?]));
             let (own, other) = (inner.destination, ip.destination);
             match inner.protocol {
-                6 | 17 | 132 => (own, other, inner.protocol, port(2)?, port(0)?, None),
+                6 | 17 | 132 | 136 | 33 => (own, other, inner.protocol, port(2)?, port(0)?, None),
                 protocol if protocol == if version == 4 { 1 } else { 58 } => {
                     let id = port(4)?;
                     let request = match (protocol, inner.body[0]) {

@@ -105,8 +105,8 @@ impl Mutator {
             12 => {
                 // The protocol, or the first header.
                 let at = if v6 { IP + 6 } else { IP + 9 };
-                frame[at] =
-                    random.of(&[0, 1, 2, 4, 6, 17, 41, 43, 44, 47, 50, 51, 58, 59, 60, 132, 135, 253]);
+                frame[at] = random
+                    .of(&[0, 1, 2, 4, 6, 17, 33, 41, 43, 44, 47, 50, 51, 58, 59, 60, 132, 135, 136, 253]);
             }
             13 => fragment(frame, v6, random),
             14 => {

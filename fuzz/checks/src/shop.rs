@@ -18,6 +18,7 @@ const FRIEND: [&str; 2] = ["10.0.0.3", "fd00::3"];
 const STRANGER: [&str; 2] = ["10.0.0.4", "fd00::4"];
 const HOST: [&str; 2] = ["10.0.0.1", "fd00::1"];
 const NODE: [&str; 2] = ["10.0.9.1", "fd00:9::1"];
+const UNMANAGED: [&str; 2] = ["10.0.0.255", "fd00::"];
 /// Subject class of the pod, and peer classes.
 const SUBJECT: u32 = 1;
 const API: u32 = 16;
@@ -37,6 +38,7 @@ pub fn tables() -> Tables {
         (STRANGER, INTRUDER, Kind::Pod),
         (HOST, Kind::Host as u32, Kind::Host),
         (NODE, Kind::Node as u32, Kind::Node),
+        (UNMANAGED, Kind::Unmanaged as u32, Kind::Unmanaged),
     ];
     for (of, number, kind) in known {
         tables.addresses.extend(addresses(of).map(|address| (address, Identity::new(number, number, kind))));
@@ -87,7 +89,7 @@ pub fn rules() -> Rules {
         pod: addresses(POD).collect(),
         host: addresses(HOST).collect(),
         friend: addresses(FRIEND).collect(),
-        neighbours: [POD, FRIEND, STRANGER, HOST].into_iter().flat_map(addresses).collect(),
+        neighbours: [POD, FRIEND, STRANGER, HOST, UNMANAGED].into_iter().flat_map(addresses).collect(),
         ports: |protocol, port| match protocol {
             6 => port == 80 || (8000..=8010).contains(&port),
             17 => port == 80,

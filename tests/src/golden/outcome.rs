@@ -146,6 +146,7 @@ fn describe(flow: &Flow, hz: u32) -> String {
         (state::FIN_OPENER, "fin-of-opener"),
         (state::FIN_OTHER, "fin-of-other"),
         (state::UNHEARD, "unheard"),
+        (state::UNANSWERED, "unanswered"),
     ] {
         words.extend((flow.state & bit != 0).then(|| word.to_owned()));
     }

@@ -8,7 +8,7 @@ use portcullis_common::abi::Mode;
 use portcullis_common::policy::{Decision, PortKey};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
 
-use crate::fixture::{INTRUDER, SUBJECT, WEB, add_frontend, always, desired, endpoint, only, rows};
+use crate::fixture::{API, INTRUDER, SUBJECT, WEB, add_frontend, always, desired, endpoint, only, rows};
 
 /// A set-up.
 pub struct Setup {
@@ -72,6 +72,16 @@ pub fn named(name: &str) -> Setup {
         // The pod may be asked by `web`, whose own egress forbids it.
         "web-may-not" => {
             subjects.insert(WEB_SUBJECT, default_deny(always(Verdict::Deny)));
+            for address in ["10.0.0.3", "fd00::3"] {
+                let web = setup.desired.ipcache.get_mut(&address.parse().unwrap()).unwrap();
+                web.subject = WEB_SUBJECT;
+            }
+        }
+        // The pod may be asked by `web`, which may send everywhere but to the pod.
+        "web-may-not-ask-us" => {
+            let mut set = (*rows(Verdict::Allow, &always(Verdict::Allow))).clone();
+            set.insert((Direction::Egress, API), always(Verdict::Deny));
+            subjects.insert(WEB_SUBJECT, set.into());
             for address in ["10.0.0.3", "fd00::3"] {
                 let web = setup.desired.ipcache.get_mut(&address.parse().unwrap()).unwrap();
                 web.subject = WEB_SUBJECT;
