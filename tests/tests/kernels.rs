@@ -13,6 +13,7 @@ use portcullis_tests::{agent, privileged_test};
 const DEADLINE: Duration = Duration::from_secs(2700);
 
 const OLDEST: Kernel = KERNELS[0];
+const MIDDLE: Kernel = KERNELS[1];
 
 /// A test program, which of its tests (none: all of them), and on which kernels.
 type Choice = (&'static str, &'static [&'static str], &'static [Kernel]);
@@ -23,7 +24,25 @@ const TESTS: &[Choice] = &[
     ("differential", &[], &KERNELS),
     ("golden", &["every_case_does_what_the_table_says_in_the_kernel_and_on_the_host"], &KERNELS),
     ("adoption", &["a_class_that_stays_forbidden_is_never_let_through_while_addresses_move"], &KERNELS),
-    ("agent", &["attaching_the_other_way_leaves_one_program_on_each_hook"], &KERNELS),
+    (
+        "agent",
+        &[
+            "attaching_the_other_way_leaves_one_program_on_each_hook",
+            "a_killed_agent_leaves_enforcement_and_connections_and_its_restart_disturbs_nothing",
+            "cleanup_takes_every_trace_away_and_refuses_while_an_agent_runs",
+        ],
+        &KERNELS,
+    ),
+    (
+        "foreign",
+        &["filters_of_others_run_before_and_behind_our_filters_and_outlive_them"],
+        // It has no links.
+        &[OLDEST],
+    ),
+    ("foreign", &[], &[MIDDLE]),
+    ("floods", &["connections_that_are_idle_stay_while_the_pod_s_own_table_is_flooded"], &KERNELS),
+    ("tables", &["flows_that_differ_in_one_word_are_told_apart_in_the_same_places"], &KERNELS),
+    ("wire", &[], &KERNELS),
     (
         "conntrack",
         &[
