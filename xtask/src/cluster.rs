@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 use portcullis_tests::cluster::names::Name;
-use portcullis_tests::cluster::{Cluster, Interrupted, Options, Pods, Proxy, binaries, teardown};
+use portcullis_tests::cluster::{Between, Cluster, Interrupted, Options, Pods, Proxy, binaries, teardown};
 
 use crate::interrupt;
 
@@ -58,6 +58,9 @@ struct Up {
     /// How pods are joined to their node
     #[arg(long, value_enum, default_value_t = PodsArgument::Routed)]
     pods: PodsArgument,
+    /// How a node reaches the pods of another one
+    #[arg(long, value_enum, default_value_t = BetweenArgument::Routes)]
+    between: BetweenArgument,
     /// How kube-proxy programs services
     #[arg(long, value_enum, default_value_t = ProxyArgument::Iptables)]
     proxy: ProxyArgument,
@@ -75,6 +78,14 @@ enum PodsArgument {
     Routed,
     /// All veths in one bridge, as flannel and kind do
     Bridged,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum BetweenArgument {
+    /// By routes
+    Routes,
+    /// Through VXLAN, as flannel does
+    Vxlan,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -130,6 +141,10 @@ fn start(name: &Name, up: &Up) -> Result<ExitCode> {
             PodsArgument::Routed => Pods::Routed,
             PodsArgument::Bridged => Pods::Bridged,
         },
+        between: match up.between {
+            BetweenArgument::Routes => Between::Routes,
+            BetweenArgument::Vxlan => Between::Vxlan,
+        },
         proxy: match up.proxy {
             ProxyArgument::Iptables => Proxy::Iptables,
             ProxyArgument::Nftables => Proxy::Nftables,
@@ -144,10 +159,11 @@ fn start(name: &Name, up: &Up) -> Result<ExitCode> {
         other => other?,
     };
     println!(
-        "cluster {} is up after {:.0} s: {} nodes, {} pods, kube-proxy with {}\n",
+        "cluster {} is up after {:.0} s: {} nodes joined by {}, {} pods, kube-proxy with {}\n",
         name.as_str(),
         begin.elapsed().as_secs_f64(),
         up.nodes,
+        options.between,
         options.pods,
         options.proxy
     );

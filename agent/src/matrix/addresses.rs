@@ -63,7 +63,7 @@ fn hosts(net: IpNet) -> impl Iterator<Item = IpAddr> {
 
 fn used(world: &World) -> BTreeSet<IpAddr> {
     let pods = world.pods.values().flat_map(|pod| &pod.addresses);
-    let nodes = world.nodes.values().flat_map(|node| &node.addresses);
+    let nodes = world.nodes.values().flat_map(|node| node.addresses.iter().chain(&node.tunnel_addresses));
     let services = world.services.values();
     let services =
         services.flat_map(|service| service.cluster_addresses.iter().chain(&service.external_addresses));

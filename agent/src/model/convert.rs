@@ -18,6 +18,7 @@ use super::objects::{
     ClusterIdentityPolicy, EndpointPort, EndpointSlice, IdentityPolicy, Labels, Namespace, NetworkPolicy,
     Node, Object, Pod, Service, ServiceAccount, ServiceCidr, ServicePort, TargetPort,
 };
+use super::tunnels;
 use crate::api;
 
 /// Label that every namespace carries with its own name as the value.
@@ -136,6 +137,7 @@ impl TryFrom<core::Node> for Node {
         };
         Ok(Self {
             name: name(&object.metadata)?,
+            tunnel_addresses: tunnels::addresses(&object.metadata, &pod_cidrs),
             labels: labels(object.metadata),
             // Some providers put host names here as well; those say nothing about packets.
             addresses: addresses

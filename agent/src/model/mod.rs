@@ -5,6 +5,7 @@ mod changes;
 mod cluster_config;
 mod convert;
 mod objects;
+mod tunnels;
 mod world;
 
 pub use changes::*;

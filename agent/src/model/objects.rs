@@ -174,6 +174,8 @@ pub struct Node {
     pub labels: Labels,
     /// `status.addresses` that are addresses.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its overlay network, from annotations.
+    pub tunnel_addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, or `spec.podCIDR`.
     pub pod_cidrs: Vec<IpNet>,
 }

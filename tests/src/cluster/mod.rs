@@ -34,7 +34,7 @@ use self::daemon::Daemons;
 use self::names::{Name, node_addresses};
 use self::node::ClusterNode;
 use self::options::require;
-pub use self::options::{Options, Pods, Proxy};
+pub use self::options::{Between, Options, Pods, Proxy};
 use crate::netns::Namespace;
 
 /// A cluster. One that [`Cluster::up`] made is removed when dropped; one that was opened is not.
@@ -106,7 +106,7 @@ impl Cluster {
         let folder = self.folder();
         self.daemons.create()?;
         cgroups::create(&self.name, self.options.nodes)?;
-        network::create(&self.name, self.options.nodes)?;
+        network::create(&self.name, self.options.nodes, self.options.between)?;
         let port = free_port()?;
         kubeconfig::create(&folder, self.options.nodes, port)?;
         let go_on = || if stop() { Err(Interrupted.into()) } else { Ok(()) };
@@ -131,6 +131,9 @@ impl Cluster {
                 error.context(tails.collect::<Vec<_>>().join("\n"))
             },
         )?;
+        if self.options.between == Between::Vxlan {
+            self.kubectl(["annotate", "nodes", "--all", network::OVERLAY_ANNOTATION])?;
+        }
         go_on()?;
         self.wait_for("default", "serviceaccount/default", "create")?;
         self.nodes.iter().try_for_each(ClusterNode::wait_for_proxy)?;

@@ -66,6 +66,12 @@ pub fn pod_ranges(i: usize) -> (String, String) {
     (format!("10.244.{i}.0/24"), format!("{v6}/64"))
 }
 
+/// The addresses of node number `i` in an overlay network: those of its pods' ranges.
+pub fn tunnel_addresses(i: usize) -> (Ipv4Addr, Ipv6Addr) {
+    let third = u8::try_from(i).unwrap_or(u8::MAX);
+    (Ipv4Addr::new(10, 244, third, 0), Ipv6Addr::new(0xfd24, 0, 0, third.into(), 0, 0, 0, 0))
+}
+
 /// The Kubernetes name of node number `i`.
 pub fn node(i: usize) -> String {
     format!("node{i}")

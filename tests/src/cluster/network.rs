@@ -2,7 +2,7 @@
 //! own network has no part in it.
 //!
 //! The outside is a host on the same bridge that is no node. Pod addresses are routed between all of them, without
-//! masquerading, so that everyone sees the pods' own addresses.
+//! masquerading, so that everyone sees the pods' own addresses; between nodes also through an overlay.
 
 use std::fmt::Write;
 use std::fs;
@@ -11,7 +11,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::names::{CONTROL_PLANE, Name, OUTSIDE, OUTSIDE_FURTHER, node, node_addresses, pod_ranges};
+use super::names::{
+    CONTROL_PLANE, Name, OUTSIDE, OUTSIDE_FURTHER, node, node_addresses, pod_ranges, tunnel_addresses,
+};
+use super::options::Between;
 use crate::command::run;
 use crate::netns::Namespace;
 
@@ -21,8 +24,14 @@ pub const HUB: &str = "hub";
 /// The part that is a client and no node.
 pub const CLIENT: &str = "outside";
 
+/// What the overlay's plugin says of its nodes.
+pub const OVERLAY_ANNOTATION: &str = "flannel.alpha.coreos.com/backend-type=vxlan";
+
+/// The overlay's interface on a node.
+const TUNNEL: &str = "flannel.1";
+
 /// Makes all namespaces of a cluster and joins them.
-pub fn create(name: &Name, nodes: usize) -> Result<()> {
+pub fn create(name: &Name, nodes: usize, between: Between) -> Result<()> {
     let hub = add(name, HUB)?;
     forward(&hub, false)?;
     // Without snooping the bridge never waits for multicast listeners, so neighbour discovery works at once.
@@ -36,7 +45,10 @@ pub fn create(name: &Name, nodes: usize) -> Result<()> {
     for i in 0..nodes {
         let ns = join(name, &hub, &node(i), node_addresses(i))?;
         forward(&ns, true)?;
-        ns.ip(&routes(nodes, Some(i)))?;
+        match between {
+            Between::Routes => ns.ip(&routes(nodes, Some(i)))?,
+            Between::Vxlan => tunnel(&ns, nodes, i)?,
+        }
         ns.ip(&outside_routes())?;
     }
     hub.ip(&outside_routes())?;
@@ -84,6 +96,33 @@ fn routes(nodes: usize, own: Option<usize>) -> String {
         let _ = writeln!(lines, "route add {to4} via {via4}\nroute add {to6} via {via6}");
     }
     lines
+}
+
+/// Joins a node to the overlay: its interface, and the way to the pods of every other node, all of which it is told.
+fn tunnel(ns: &Namespace, nodes: usize, own: usize) -> Result<()> {
+    let place = |i: usize| format!("02:00:00:00:0a:{i:02x}");
+    let ((v4, v6), (from, _)) = (tunnel_addresses(own), node_addresses(own));
+    let mut lines = format!(
+        "link add {TUNNEL} address {} mtu 1450 type vxlan id 1 dstport 8472 local {from} dev eth0 nolearning\n\
+         addr add {v4}/32 dev {TUNNEL}\naddr add {v6}/128 dev {TUNNEL} nodad\nlink set {TUNNEL} up\n",
+        place(own)
+    );
+    for i in (0..nodes).filter(|i| *i != own) {
+        let ((to4, to6), (via4, via6)) = (pod_ranges(i), tunnel_addresses(i));
+        for (to, via) in [(to4, IpAddr::V4(via4)), (to6, IpAddr::V6(via6))] {
+            let _ = writeln!(
+                lines,
+                "neigh add {via} lladdr {} dev {TUNNEL} nud permanent\nroute add {to} via {via} dev {TUNNEL} onlink",
+                place(i)
+            );
+        }
+    }
+    ns.ip(&lines)?;
+    for i in (0..nodes).filter(|i| *i != own) {
+        let (at, _) = node_addresses(i);
+        run(&mut ns.command("bridge", ["fdb", "append", &place(i), "dev", TUNNEL, "dst", &at.to_string()]))?;
+    }
+    Ok(())
 }
 
 /// Routes to the further addresses of the outside.

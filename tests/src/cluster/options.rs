@@ -30,6 +30,25 @@ pub enum Proxy {
     Nftables,
 }
 
+/// How a node reaches the pods of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Between {
+    /// By routes.
+    Routes,
+    /// Through VXLAN, as flannel does it: a node's processes speak to pods of others from the address of its pod range.
+    Vxlan,
+}
+
+impl fmt::Display for Between {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Routes => "routes",
+            Self::Vxlan => "vxlan",
+        })
+    }
+}
+
 impl fmt::Display for Pods {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -55,6 +74,8 @@ pub struct Options {
     pub nodes: usize,
     /// How pods are joined.
     pub pods: Pods,
+    /// How nodes are joined.
+    pub between: Between,
     /// How services are done.
     pub proxy: Proxy,
     /// Whether there is a DNS server.
@@ -66,7 +87,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, pods: Pods::Routed, proxy: Proxy::Iptables, dns: true, images: Vec::new() }
+        Self {
+            nodes: 2,
+            pods: Pods::Routed,
+            between: Between::Routes,
+            proxy: Proxy::Iptables,
+            dns: true,
+            images: Vec::new(),
+        }
     }
 }
 

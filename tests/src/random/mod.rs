@@ -203,10 +203,12 @@ impl Rng {
         for (i, name) in ["here", "there"].into_iter().enumerate() {
             let addresses = vec![IpAddr::from([172, 18, 0, u8::try_from(i).unwrap() + 1])];
             let pod_cidrs = vec!["fd00::/64".parse().unwrap()];
+            let tunnel_addresses = Vec::new();
             world.apply(Object::Node(Node {
                 name: name.into(),
                 labels: Labels::new(),
                 addresses,
+                tunnel_addresses,
                 pod_cidrs,
             }));
         }

@@ -145,6 +145,7 @@ fn node(i: usize) -> Node {
         name: format!("node-{i}"),
         labels: Labels::new(),
         addresses: vec![offset([172, 16, 0, 0], i)],
+        tunnel_addresses: Vec::new(),
         pod_cidrs: Vec::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! Who reaches whom in a real cluster of two nodes, with Portcullis from its image and its manifests: pods, services, the
-//! API server, the nodes' network, the kubelet's probes and what comes from outside, by every way.
+//! API server, the nodes' network, the kubelet's probes and what comes from outside, by every way. One has routed pods and
+//! routes between its nodes, the other bridges and an overlay network.
 //!
 //! The first cluster is installed as a person does it, in Audit mode, and then told to enforce.
 
@@ -18,7 +19,7 @@ mod uninstall;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use portcullis_tests::cluster::{Cluster, Options, Pods, Proxy};
+use portcullis_tests::cluster::{Between, Cluster, Options, Pods, Proxy};
 use portcullis_tests::cluster_probe::{self, Check};
 use portcullis_tests::command::run;
 use portcullis_tests::installed::{self, Wanted};
@@ -36,7 +37,7 @@ const NAMESPACES: [&str; 7] =
 fn routed_pods_and_iptables() -> Result<()> {
     privileged_test(|| {
         let clock = Clock::start();
-        let cluster = up(Pods::Routed, Proxy::Iptables)?;
+        let cluster = up(Pods::Routed, Between::Routes, Proxy::Iptables)?;
         clock.note("the cluster is up");
         // As a person installs it.
         installed::install_manifests(
@@ -71,10 +72,10 @@ fn routed_pods_and_iptables() -> Result<()> {
 }
 
 #[test]
-fn bridged_pods_and_nftables() -> Result<()> {
+fn bridged_pods_in_an_overlay_and_nftables() -> Result<()> {
     privileged_test(|| {
         let clock = Clock::start();
-        let cluster = up(Pods::Bridged, Proxy::Nftables)?;
+        let cluster = up(Pods::Bridged, Between::Vxlan, Proxy::Nftables)?;
         clock.note("the cluster is up");
         installed::install(&cluster)?;
         installed::set_mode(&cluster, "Enforce")?;
@@ -88,8 +89,8 @@ fn bridged_pods_and_nftables() -> Result<()> {
     })
 }
 
-fn up(pods: Pods, proxy: Proxy) -> Result<Cluster> {
-    Cluster::up(&Options { pods, proxy, images: vec![installed::image()?], ..Options::default() })
+fn up(pods: Pods, between: Between, proxy: Proxy) -> Result<Cluster> {
+    Cluster::up(&Options { pods, between, proxy, images: vec![installed::image()?], ..Options::default() })
 }
 
 /// Starts all pods, applies all policies, and waits until everything is programmed.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use portcullis_common::Kind;
 
 use crate::identity::{claims, is_known, started};
-use crate::model::{Pod, World};
+use crate::model::{Node, Pod, World};
 
 /// What is behind an address.
 #[derive(Clone, Copy)]
@@ -40,6 +40,8 @@ pub struct Claims {
     pods: HashMap<IpAddr, Claimants>,
     /// Addresses of nodes and of this machine.
     fixed: BTreeMap<IpAddr, Kind>,
+    /// Addresses of nodes in overlay networks.
+    tunnels: BTreeMap<IpAddr, Kind>,
     /// Services, and whether each only borrows the address.
     services: HashMap<IpAddr, Vec<(ServiceName, bool)>>,
 }
@@ -47,7 +49,7 @@ pub struct Claims {
 impl Claims {
     /// Every claim of a world, but for those of services.
     pub fn new(world: &World) -> Self {
-        let mut all = Self { fixed: fixed(world), ..Self::default() };
+        let mut all = Self { fixed: fixed(world), tunnels: tunnels(world), ..Self::default() };
         for pod in world.pods.values() {
             let mut uid = None;
             for address in claims(world, pod) {
@@ -60,7 +62,8 @@ impl Claims {
 
     /// Every address that somebody claims.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.pods.keys().chain(self.fixed.keys()).chain(self.services.keys()).copied().collect()
+        let of_nodes = self.fixed.keys().chain(self.tunnels.keys());
+        self.pods.keys().chain(of_nodes).chain(self.services.keys()).copied().collect()
     }
 
     /// A pod has changed that claimed these addresses `before`. Adds those whose owner may be another one now.
@@ -79,9 +82,11 @@ impl Claims {
 
     /// The addresses of nodes and of this machine may be others now.
     pub fn update_fixed(&mut self, world: &World, dirty: &mut BTreeSet<IpAddr>) {
-        let before = std::mem::replace(&mut self.fixed, fixed(world));
-        let addresses = before.keys().chain(self.fixed.keys()).copied();
-        dirty.extend(addresses.filter(|address| before.get(address) != self.fixed.get(address)));
+        for (all, now) in [(&mut self.fixed, fixed(world)), (&mut self.tunnels, tunnels(world))] {
+            let before = std::mem::replace(all, now);
+            let addresses = before.keys().chain(all.keys()).copied();
+            dirty.extend(addresses.filter(|address| before.get(address) != all.get(address)));
+        }
     }
 
     /// A service has these addresses now and had those before; with each, whether it is borrowed.
@@ -111,13 +116,17 @@ impl Claims {
     /// Who has an address.
     ///
     /// Whoever may write a service may give it any address: one that is somebody's stays so. A node's address is the
-    /// node's, whoever claims it; an address of this very machine is this node's.
+    /// node's, whoever claims it; an address of this very machine is this node's. What a network plugin says of a node's
+    /// tunnels comes after pods: it may be older than the pod that has the address now.
     pub fn holder<'w>(&self, world: &'w World, address: IpAddr) -> Option<Holder<'w>> {
         if let Some(kind) = self.fixed.get(&address) {
             return Some(Holder::Kind(*kind));
         }
         if let Some(pod) = self.owner(world, address) {
             return Some(if is_known(world, pod) { Holder::Pod(pod) } else { Holder::Kind(Kind::Unmanaged) });
+        }
+        if let Some(kind) = self.tunnels.get(&address) {
+            return Some(Holder::Kind(*kind));
         }
         let services = self.services.get(&address)?;
         Some(Holder::Service { borrowed: services.iter().all(|(_, borrowed)| *borrowed) })
@@ -174,14 +183,25 @@ impl Claims {
 
 /// The addresses of nodes and of this machine.
 fn fixed(world: &World) -> BTreeMap<IpAddr, Kind> {
+    let mut fixed = of_nodes(world, |node| &node.addresses);
+    fixed.extend(world.settings.local_addresses.iter().map(|&address| (address, Kind::Host)));
+    fixed
+}
+
+/// The addresses of nodes in overlay networks.
+fn tunnels(world: &World) -> BTreeMap<IpAddr, Kind> {
+    of_nodes(world, |node| &node.tunnel_addresses)
+}
+
+/// Addresses of nodes; one that several have is this node's.
+fn of_nodes(world: &World, addresses: fn(&Node) -> &Vec<IpAddr>) -> BTreeMap<IpAddr, Kind> {
     let settings = &world.settings;
     let is_here = |name: &String| !settings.node_name.is_empty() && *name == settings.node_name;
-    let mut fixed = BTreeMap::new();
+    let mut all = BTreeMap::new();
     for here in [false, true] {
         let nodes = world.nodes.values().filter(|node| is_here(&node.name) == here);
         let kind = if here { Kind::Host } else { Kind::Node };
-        fixed.extend(nodes.flat_map(|node| &node.addresses).map(|&address| (address, kind)));
+        all.extend(nodes.flat_map(addresses).map(|&address| (address, kind)));
     }
-    fixed.extend(settings.local_addresses.iter().map(|&address| (address, Kind::Host)));
-    fixed
+    all
 }

@@ -109,6 +109,23 @@ fn an_address_of_a_node_is_the_nodes_whoever_claims_it() {
 }
 
 #[test]
+fn an_address_in_an_overlay_is_its_nodes_unless_a_pod_has_it() {
+    let far = |tunnels: &[&str]| Node {
+        tunnel_addresses: tunnels.iter().map(|address| ip(address)).collect(),
+        ..node("there", &["172.18.0.3"], &["10.0.1.0/24"])
+    };
+    let cluster = Cluster::new([pod("shop", "a").sa("api").ip("10.0.1.5")]).here();
+    let compiled = cluster.clone().node(far(&["10.0.1.0", "10.0.1.5"])).compile();
+    assert_eq!(kind(&compiled, "10.0.1.0"), Some(Kind::Node));
+    assert_eq!(kind(&compiled, "10.0.1.5"), Some(Kind::Pod), "a pod's, whatever an annotation says");
+    let own =
+        Node { tunnel_addresses: vec![ip("10.0.0.0")], ..node("here", &["172.18.0.2"], &["10.0.0.0/24"]) };
+    let compiled = cluster.node(far(&[])).node(own).compile();
+    assert_eq!(kind(&compiled, "10.0.0.0"), Some(Kind::Host));
+    assert_eq!(kind(&compiled, "10.0.1.0"), Some(Kind::Unmanaged), "it has gone");
+}
+
+#[test]
 fn only_pods_of_this_node_have_endpoints_and_ingress_rows() {
     let cluster = Cluster::new([
         pod("shop", "mine").ip("10.0.0.1").on("here"),

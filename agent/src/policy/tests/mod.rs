@@ -63,6 +63,7 @@ fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Node {
         name: name.into(),
         labels: Labels::new(),
         addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        tunnel_addresses: Vec::new(),
         pod_cidrs: pod_cidrs.iter().map(|text| text.parse().unwrap()).collect(),
     }
 }
