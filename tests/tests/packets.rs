@@ -3,6 +3,7 @@
 
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use aya::maps::MapData;
 use portcullis::datapath::testrun::ProbeMetadata;
@@ -10,6 +11,7 @@ use portcullis::datapath::{DatapathError, EndpointSpec, HookState, Pins, Reader,
 use portcullis_common::abi::{ENDPOINT_PROBES, ENDPOINT_SLOTS, Mode, names};
 use portcullis_common::flow::timeout;
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
+use portcullis_tests::eventually_within;
 use portcullis_tests::fixture::{
     API, Fixture, INTRUDER, SUBJECT, WEB, always, endpoint, only, rows, with_fixture,
 };
@@ -114,7 +116,9 @@ fn a_conversation_that_is_forbidden_now_is_no_obstacle_to_one_that_the_other_sid
         f.apply();
         assert!(!f.receives(&heard), "it belongs to what the pod began");
         assert_eq!(f.counters(API, WEB, EGRESS).decisions, [1, 1, 0]);
-        portcullis_tests::eventually("the clock to tick", || f.receives(&heard)).expect("a new conversation");
+        // Long before the old one would be forgotten for its silence.
+        let anew = eventually_within(Duration::from_secs(20), "the clock to tick", || f.receives(&heard));
+        anew.expect("a new conversation");
         assert_eq!(f.counters(WEB, API, INGRESS).decisions[0], 1);
         assert!(f.sends(&sent), "an answer");
     });

@@ -22,6 +22,7 @@ use portcullis_tests::fixture::{Fixture, SUBJECT, WEB, always, only, rows};
 use portcullis_tests::golden::{self, Version};
 use portcullis_tests::packets::{Packet, flags};
 
+use super::budgets::{Bound, Budget};
 use super::figures::{median, nanoseconds};
 use super::process::seconds;
 
@@ -70,8 +71,30 @@ const PACKETS_A_SECOND: u32 = 15_000_000;
 /// How many identities the maps hold in the cases of new flows.
 const IDENTITIES: &[u32] = &[100, 10_000, 100_000];
 
+/// What is compared, the case and the one that it is compared with, and the most that its ratio may be.
+const BUDGETS: [(&str, &str, &str, f64); 8] = [
+    ("known flow, IPv4 TCP / limit", "known-flow-ipv4", "limit", 1.3),
+    ("known flow, IPv6 / limit", "known-flow-ipv6", "limit", 1.5),
+    ("new flow allowed, 100,000 / 100 identities", "new-flow-allowed-100000", "new-flow-allowed-100", 1.3),
+    ("new flow denied, 100,000 / 100 identities", "new-flow-denied-100000", "new-flow-denied-100", 1.3),
+    ("new flow by a table of ports / by none", "new-flow-allowed-ports", "new-flow-allowed-100", 1.5),
+    ("known flow under 1 policy change a second / none", "known-flow-ipv4-changes-1", "known-flow-ipv4", 1.1),
+    (
+        "known flow under 10 policy changes a second / none",
+        "known-flow-ipv4-changes-10",
+        "known-flow-ipv4",
+        1.1,
+    ),
+    (
+        "known flow under 100 policy changes a second / none",
+        "known-flow-ipv4-changes-100",
+        "known-flow-ipv4",
+        1.1,
+    ),
+];
+
 /// Measures and shows; the figures of `json` go into the report.
-pub fn run(json: bool, report: &mut serde_json::Map<String, serde_json::Value>) {
+pub fn run(json: bool, report: &mut serde_json::Map<String, serde_json::Value>) -> Vec<Budget> {
     super::kernel::own_network();
     let figures = measure(json);
     let empty = figures["empty"];
@@ -85,13 +108,26 @@ pub fn run(json: bool, report: &mut serde_json::Map<String, serde_json::Value>) 
             })
             .collect();
         report.insert("cases".to_owned(), cases.into());
-        return;
+        return budgets(&figures);
     }
     println!("{:<28} {:>8} {:>8} {:>9}", "CASE", "NS", "NET NS", "TO LIMIT");
     for name in order(&figures) {
         let net = figures[&name] - empty;
         println!("{name:<28} {:>8.1} {net:>8.1} {:>9.2}", figures[&name], net / limit);
     }
+    budgets(&figures)
+}
+
+/// The ratios of net times that have a budget.
+fn budgets(figures: &BTreeMap<String, f64>) -> Vec<Budget> {
+    let net = |case: &str| figures[case] - figures["empty"];
+    let ratio = |case, to| net(case) / net(to);
+    let all = BUDGETS.iter().map(|(what, case, to, most)| Budget {
+        what: (*what).to_owned(),
+        ratio: ratio(case, to),
+        bound: Bound::AtMost(*most),
+    });
+    all.collect()
 }
 
 fn round(value: f64) -> f64 {

@@ -21,6 +21,7 @@ use portcullis_tests::shop::{DB_OPEN_TO_API, api_and_db};
 use serde_json::{Map, Value, json};
 use socket2::SockRef;
 
+use super::budgets::{Bound, Budget};
 use super::figures::median;
 
 /// Rounds, in which each node has a turn; the medians over them count.
@@ -58,7 +59,8 @@ const CASES: [Case; 3] = [
 type Round = [f64; 3];
 
 /// Measures and shows; the figures of `json` go into the report.
-pub fn run(json: bool, report: &mut Map<String, Value>) {
+pub fn run(json: bool, report: &mut Map<String, Value>) -> Vec<Budget> {
+    let mut budgets = Vec::new();
     if !json {
         println!(
             "\n{:<10} {:>10} {:>14} {:>14} {:>8} {:>8} {:>8}",
@@ -78,6 +80,8 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
             let ratio = of(|[one, with, other]| with / f64::midpoint(*one, *other));
             let noise = of(|[one, _, other]| other / one);
             let Case { name, budget, .. } = case;
+            let what = format!("{name} with the agent / without, processors: {place}");
+            budgets.push(Budget { what, ratio, bound: Bound::AtLeast(*budget) });
             if json {
                 let figures = json!({"without": without, "with": with, "ratio": ratio, "noise": noise});
                 report.insert(format!("{name}-{place}"), figures);
@@ -88,6 +92,7 @@ pub fn run(json: bool, report: &mut Map<String, Value>) {
             }
         }
     }
+    budgets
 }
 
 fn node() -> Result<(Node, Manifests)> {
