@@ -152,7 +152,7 @@ pub enum IcmpRole {
     /// Not ICMP, or an ICMP message that is judged like any protocol without ports.
     Plain = 0,
     /// An echo request, or another query that conntrack tells from others by its id as well (`invmap` in
-    /// nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c); the ports hold the id.
+    /// `nf_conntrack_proto_icmp.c` and `nf_conntrack_proto_icmpv6.c`); the ports hold the id.
     EchoRequest = 1,
     /// An echo reply, or the answer to such a query; the ports hold its id.
     EchoReply = 2,

@@ -2,13 +2,16 @@
 //! the walk on the host, and past an independent model of the rules: the first two agree about every packet, and nothing
 //! passes that the model refuses.
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use portcullis::datapath::inspect::AnyKey;
 use portcullis::datapath::testrun::ProbeMetadata;
 use portcullis_checks::model::Model;
 use portcullis_checks::mutate::Mutator;
 use portcullis_checks::random::Random;
 use portcullis_checks::shop;
+use portcullis_common::flow::Flow;
 use portcullis_common::{Direction, Reason};
 use portcullis_tests::fixture::with_fixture;
 use portcullis_tests::golden::{seeds, setups};
@@ -71,6 +74,20 @@ fn no_packet_passes_that_the_model_refuses_and_the_walk_on_the_host_agrees_about
         let counted: u64 = host.pairs().iter().map(|(_, counters)| counters.packets[0]).sum();
         let judged: u64 = host.pairs().iter().map(|(_, counters)| counters.decisions[0]).sum();
         assert!(counted - judged > packets / 100, "{} packets belonged to flows", counted - judged);
+        for (pair, by_host) in host.pairs() {
+            let direction = u8::try_from(pair.direction).ok().and_then(Direction::from_number);
+            let direction = direction.expect("a direction");
+            assert_eq!(f.counters(pair.source, pair.destination, direction), by_host, "{pair:?}");
+        }
+        // Those of the last packets.
+        let told = |key: AnyKey, flow: Flow| {
+            (format!("{key:?}"), [flow.state, flow.opener, flow.verdict], flow.origin)
+        };
+        let by_kernel: BTreeSet<_> = f.flows().into_iter().map(|(key, flow)| told(key, flow)).collect();
+        let v4 = host.flows4().into_iter().map(|(key, flow)| told(AnyKey::V4(key), flow));
+        let v6 = host.flows6().into_iter().map(|(key, flow)| told(AnyKey::V6(key), flow));
+        assert_eq!(by_kernel, v4.chain(v6).collect());
+        assert!(!by_kernel.is_empty(), "no flows at the end");
         for &reason in Reason::ALL {
             for &direction in Direction::ALL {
                 assert_eq!(f.drops(reason, direction), host.drops(reason, direction), "{reason} {direction}");

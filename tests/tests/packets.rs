@@ -110,9 +110,9 @@ fn a_conversation_that_is_forbidden_now_is_no_obstacle_to_one_that_the_other_sid
         let heard = Packet::udp("10.0.0.3", 80, "10.0.0.2", 80);
         assert!(f.sends(&sent) && f.receives(&heard));
         // From now on only the other side may begin.
-        let mut set = (*rows(Verdict::Deny, &always(Verdict::Allow))).clone();
-        set.insert((EGRESS, WEB), always(Verdict::Deny));
-        f.desired.subjects.insert(SUBJECT, set.into());
+        let mut others = (*rows(Verdict::Deny, &always(Verdict::Allow))).clone();
+        others.insert((EGRESS, WEB), always(Verdict::Deny));
+        f.desired.subjects.insert(SUBJECT, others.into());
         f.apply();
         assert!(!f.receives(&heard), "it belongs to what the pod began");
         assert_eq!(f.counters(API, WEB, EGRESS).decisions, [1, 1, 0]);

@@ -47,7 +47,7 @@ pub struct ProbeRemains {
     pub result: ProbeResult,
     /// The packet, also if it was dropped.
     pub packet: Vec<u8>,
-    /// Its `struct __sk_buff`, as far as the kernel tells it (`convert_skb_to___skb` in net/bpf/test_run.c): `mark`, `priority`,
+    /// Its `struct __sk_buff`, as far as the kernel tells it (`convert_skb_to___skb` in `net/bpf/test_run.c`): `mark`, `priority`,
     /// the interfaces, `cb`, the time stamp and lengths.
     pub context: [u8; CONTEXT_BYTES],
 }
