@@ -319,8 +319,9 @@ fn a_person_starts_looks_at_fills_and_removes_a_cluster_by_the_command() -> Resu
             text(&missing)
         );
 
-        let up = said(&["up", "--nodes", "1", "--no-dns", "--pods", "bridged", "--proxy", "nftables"])?;
-        ensure!(up.contains("1 nodes, bridged pods, kube-proxy with nftables"), "{up}");
+        let wanted = ["--pods", "bridged", "--between", "vxlan", "--proxy", "nftables"];
+        let up = said(&[&["up", "--nodes", "1", "--no-dns"][..], &wanted].concat())?;
+        ensure!(up.contains("1 nodes joined by vxlan, bridged pods, kube-proxy with nftables"), "{up}");
         // The line that people copy works as it is.
         let export = up
             .lines()
@@ -352,7 +353,7 @@ fn a_person_starts_looks_at_fills_and_removes_a_cluster_by_the_command() -> Resu
         ensure!(!nothing.status.success() && text(&nothing).contains("/no/such/file"), "{}", text(&nothing));
 
         let status = said(&["status"])?;
-        for part in ["1 nodes, bridged pods", "export KUBECONFIG=", "node0   Ready"] {
+        for part in ["1 nodes joined by vxlan, bridged pods", "export KUBECONFIG=", "node0   Ready"] {
             ensure!(status.contains(part), "status lacks `{part}`: {status}");
         }
         ensure!(said(&["kubectl", "--", "get", "nodes", "--output=name"])? == "node/node0\n", "kubectl");

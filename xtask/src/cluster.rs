@@ -211,8 +211,11 @@ fn status(name: &Name) -> Result<ExitCode> {
         }
         bail!("there is no cluster `{0}`; `cargo xtask cluster up --name {0}` starts one", name.as_str());
     };
-    let Options { nodes, pods, proxy, .. } = cluster.options();
-    println!("cluster {}: {nodes} nodes, {pods} pods, kube-proxy with {proxy}", name.as_str());
+    let Options { nodes, between, pods, proxy, .. } = cluster.options();
+    println!(
+        "cluster {}: {nodes} nodes joined by {between}, {pods} pods, kube-proxy with {proxy}",
+        name.as_str()
+    );
     println!("Kubernetes {}, files in {}\n", binaries::KUBERNETES, cluster.folder().display());
     usage(&cluster)?;
     let dead = cluster.dead_daemons();
