@@ -64,7 +64,19 @@ impl Witness {
             ns.run(|| Ok(program.attach_with_options(interface, hook, options)))?
                 .with_context(|| format!("attaching {name} to {interface}"))?;
         }
-        Ok(Self(ebpf, by))
+        let mut witness = Self(ebpf, by);
+        // What passed while only one of them was there is nobody's.
+        eventually("the witnesses to begin together", || {
+            witness.forget().and_then(|()| witness.seen()).is_ok_and(|seen| seen == [Seen::default(); 2])
+        })?;
+        Ok(witness)
+    }
+
+    /// Both begin to count again, one after the other.
+    fn forget(&mut self) -> Result<()> {
+        let seen = self.0.map_mut("SEEN").context("no map SEEN")?;
+        let mut seen: Array<_, Seen> = Array::try_from(seen)?;
+        [0, 1].into_iter().try_for_each(|at| Ok(seen.set(at, Seen::default(), 0)?))
     }
 
     /// What the one before and the one behind saw so far.
