@@ -26,6 +26,9 @@ use super::figures::median;
 
 /// Rounds, in which each node has a turn; the medians over them count.
 const ROUNDS: usize = 151;
+/// After so many of them all connections are opened anew: two nodes alike differ by a few percent for as long as their
+/// memory lies where it does.
+const ROUNDS_A_SESSION: usize = 10;
 /// A node's turn.
 const TURN: Duration = Duration::from_millis(20);
 /// The port that the policy opens.
@@ -104,12 +107,17 @@ fn node() -> Result<(Node, Manifests)> {
 /// The rounds of a case.
 fn measure(nodes: &[(Node, Manifests); 3], case: &Case, processors: [usize; 2]) -> Result<Vec<Round>> {
     thread::scope(|scope| {
-        let mut sessions = Vec::new();
-        for (node, _) in nodes {
-            sessions.push(Session::open(scope, node, case, processors)?);
-        }
+        let mut sessions: Vec<Session> = Vec::new();
         let mut rounds = Vec::new();
         for round in 0..ROUNDS {
+            if round % ROUNDS_A_SESSION == 0 {
+                sessions.clear();
+                for (node, _) in nodes {
+                    sessions.push(Session::open(scope, node, case, processors)?);
+                }
+                // A connection has to find out first how much it may have on its way.
+                sessions.iter().try_for_each(|session| session.turn().map(drop))?;
+            }
             let mut figures = Round::default();
             // Each is as often behind each other one.
             for turn in 0..figures.len() {
