@@ -159,8 +159,9 @@ pub enum IcmpRole {
     /// An error: addresses, ports and protocol are those of the packet inside, turned round, so that they read as a
     /// packet of the flow that goes the way the error goes.
     Error = 3,
-    /// Neighbour discovery: whole, and with the hop limit that proves that it was sent on this link (RFC 4861, RFC 6980). Of an advertisement the source is the address that it is about. What only looks like it is
-    /// [`IcmpRole::Plain`], and judged.
+    /// Neighbour discovery: whole, and with the hop limit that proves that it was sent on this link (RFC 4861, RFC 6980).
+    /// Of an advertisement the source is the address that it is about. What only looks like it is [`IcmpRole::Plain`], and
+    /// judged.
     Link = 4,
     /// A message of routers: advertisement or redirect.
     Router = 5,

@@ -591,11 +591,8 @@ fn store<F: Family, D: Datapath<F>>(
         return Ok(());
     } else {
         // What is sent again has its flow already. The node, and the pod at its own door, are not kept waiting by others.
-        let exempt = match decision.reason {
-            Reason::Host => true,
-            Reason::SelfTraffic => matches!(hook, Direction::Ingress),
-            _ => false,
-        };
+        let exempt =
+            matches!((decision.reason, hook), (Reason::Host, _) | (Reason::SelfTraffic, Direction::Ingress));
         let charged = !exempt && (!work.has_known || begins_anew(&work.known));
         if charged && !path.spend(work.transit.slot, hook, work.now) {
             return Err(Reason::FlowBudget);

@@ -11,6 +11,7 @@
 mod bench;
 mod entry;
 mod maps;
+mod object;
 mod path;
 mod skb;
 
@@ -379,14 +380,3 @@ fn own_mac(skb: &Skb, endpoint: &Endpoint) -> bool {
     head.u32_be(6) == u32::from_ne_bytes([m[0], m[1], m[2], m[3]])
         && head.u16(10) == u16::from_be_bytes([m[4], m[5]])
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: no code path panics; the verifier would refuse a program in which one could be reached.
-    unsafe { core::hint::unreachable_unchecked() }
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

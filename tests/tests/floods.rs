@@ -131,9 +131,8 @@ fn every_query_that_conntrack_has_an_entry_of_is_a_flow_of_its_own() {
         f.desired.subjects.insert(SUBJECT, rows(Verdict::Allow, &always(Verdict::Allow)));
         f.apply();
         f.set_config(config::NEW_FLOW_RATE, RATE);
-        let queries =
-            [("10.0.0.2", "10.0.0.3", 13), ("10.0.0.2", "10.0.0.3", 15), ("10.0.0.2", "10.0.0.3", 17)];
-        for (pod, web, kind) in [queries[0], queries[1], queries[2], ("fd00::2", "fd00::3", 139)] {
+        let (v4, v6) = (("10.0.0.2", "10.0.0.3"), ("fd00::2", "fd00::3"));
+        for ((pod, web), kind) in [(v4, 13), (v4, 15), (v4, 17), (v6, 139)] {
             let query = |id: u16| {
                 let [high, low] = id.to_be_bytes();
                 Packet::icmp(pod, web, kind, 0, [high, low, 0, 0], &[0; 16])

@@ -3,6 +3,9 @@
 #![no_std]
 #![no_main]
 
+#[path = "../object.rs"]
+mod object;
+
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
@@ -87,14 +90,3 @@ fn count(skb: *mut __sk_buff, at: u32, changed: u64) {
         (*seen).changed |= changed;
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: no code path panics; the verifier would refuse a program in which one could be reached.
-    unsafe { core::hint::unreachable_unchecked() }
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

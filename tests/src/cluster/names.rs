@@ -62,8 +62,8 @@ pub fn node_addresses(i: usize) -> (Ipv4Addr, Ipv6Addr) {
 
 /// The pods' ranges of node number `i`.
 pub fn pod_ranges(i: usize) -> (String, String) {
-    let v6 = Ipv6Addr::new(0xfd24, 0, 0, u16::try_from(i).unwrap_or(u16::MAX), 0, 0, 0, 0);
-    (format!("10.244.{i}.0/24"), format!("{v6}/64"))
+    let (v4, v6) = tunnel_addresses(i);
+    (format!("{v4}/24"), format!("{v6}/64"))
 }
 
 /// The addresses of node number `i` in an overlay network: those of its pods' ranges.

@@ -1,9 +1,10 @@
 //! The set-ups that cases name: what the maps hold, who is behind the interface, and the mode.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use portcullis::datapath::EndpointSpec;
-use portcullis::policy::{Desired, Function};
+use portcullis::policy::{Desired, Function, RowSet};
 use portcullis_common::abi::Mode;
 use portcullis_common::policy::{Decision, PortKey};
 use portcullis_common::{Direction, Kind, Reason, Verdict};
@@ -71,21 +72,13 @@ pub fn named(name: &str) -> Setup {
         }
         // The pod may be asked by `web`, whose own egress forbids it.
         "web-may-not" => {
-            subjects.insert(WEB_SUBJECT, default_deny(always(Verdict::Deny)));
-            for address in ["10.0.0.3", "fd00::3"] {
-                let web = setup.desired.ipcache.get_mut(&address.parse().unwrap()).unwrap();
-                web.subject = WEB_SUBJECT;
-            }
+            subject_of_web(&mut setup.desired, default_deny(always(Verdict::Deny)));
         }
         // The pod may be asked by `web`, which may send everywhere but to the pod.
         "web-may-not-ask-us" => {
             let mut set = (*rows(Verdict::Allow, &always(Verdict::Allow))).clone();
             set.insert((Direction::Egress, API), always(Verdict::Deny));
-            subjects.insert(WEB_SUBJECT, set.into());
-            for address in ["10.0.0.3", "fd00::3"] {
-                let web = setup.desired.ipcache.get_mut(&address.parse().unwrap()).unwrap();
-                web.subject = WEB_SUBJECT;
-            }
+            subject_of_web(&mut setup.desired, set.into());
         }
         // The pod's subject class has no rows.
         "no-rows" => subjects.clear(),
@@ -103,6 +96,14 @@ pub fn named(name: &str) -> Setup {
         _ => panic!("no set-up is called `{name}`"),
     }
     setup
+}
+
+/// Looks at the egress of the web pods, by these rows.
+fn subject_of_web(desired: &mut Desired, rows: Arc<RowSet>) {
+    desired.subjects.insert(WEB_SUBJECT, rows);
+    for address in ["10.0.0.3", "fd00::3"] {
+        desired.ipcache.get_mut(&address.parse().unwrap()).unwrap().subject = WEB_SUBJECT;
+    }
 }
 
 fn unknown(verdict: Verdict) -> Vec<EndpointSpec> {
