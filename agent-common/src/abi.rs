@@ -51,8 +51,6 @@ pub mod names {
     pub const NEXT_SLOT: &str = "NEXT_SLOT";
     /// `reason * 2 + direction` to packets, per CPU.
     pub const DROPS: &str = "DROPS";
-    /// [`super::FragmentKey`] to [`super::Fragment`].
-    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Ring buffer of [`crate::event::Event`].
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU [`super::EventBudget`].
@@ -80,7 +78,6 @@ pub mod names {
         SLOTS,
         NEXT_SLOT,
         DROPS,
-        FRAGMENTS,
         EVENTS,
         EVENT_BUDGET,
         FLOW_BUDGETS,
@@ -303,45 +300,6 @@ pub struct Counters {
 }
 
 map_type!(Counters, 72, packets = 0, bytes = 24, decisions = 48);
-
-/// Key of `FRAGMENTS`: what all fragments of a datagram have in common. IPv4 addresses are stored in the first word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
-#[repr(C)]
-pub struct FragmentKey {
-    /// Source address.
-    pub source: Addr6,
-    /// Destination address.
-    pub destination: Addr6,
-    /// Identification field, as on the wire.
-    pub id: u32,
-    /// Index of the interface that the program runs on.
-    pub ifindex: u32,
-    /// Transport protocol.
-    pub protocol: u8,
-    /// IP version, 4 or 6.
-    pub family: u8,
-    /// A [`crate::Direction`]: the hook.
-    pub direction: u8,
-    /// Explicit padding, zero.
-    pub pad: u8,
-}
-
-map_type!(FragmentKey, 44, id = 32, ifindex = 36, protocol = 40);
-
-/// Value of `FRAGMENTS`: the ports of the first fragment, host order, and a tag of the key (LRU entries are reused
-/// without a grace period).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(C)]
-pub struct Fragment {
-    /// A number made of the key.
-    pub tag: u32,
-    /// Source port.
-    pub source_port: u16,
-    /// Destination port.
-    pub destination_port: u16,
-}
-
-map_type!(Fragment, 8);
 
 /// Value of `EVENT_BUDGET`: how many events this CPU sent in the current second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -18,7 +18,7 @@ pub struct FlowKey4 {
     pub addresses: u64,
     /// From the lowest bits on: port of the pod and the other port, or twice the id of an ICMP echo, in network order (16
     /// bits each); the transport protocol (8 bits); of an ICMP echo `1 +` the [`Direction`] it was opened in, and `0` for
-    /// everything else.
+    /// every other flow. Of a first fragment: the identification of the datagram (32 bits), the protocol, and `3 +` the hook.
     pub rest: u64,
 }
 
@@ -60,6 +60,8 @@ pub mod state {
     pub const CLOSING: u8 = 2;
     /// TCP: answered by a SYN, and nobody has sent anything else since: half open.
     pub const HALF_OPEN: u8 = 3;
+    /// No flow at all, but what later fragments need of their first one: the entry's `origin` has its ports.
+    pub const FRAGMENT: u8 = 4;
     /// Bits of the state byte that hold the life; the others are the FIN bits.
     pub const LIFE: u8 = 0x0f;
     /// The opener sent a FIN.
@@ -109,6 +111,14 @@ map_type!(
     origin = 24,
     verdict = 28
 );
+
+impl Flow {
+    /// Less than so many jiffies must one have left whose place it takes. A fragment does not cost a flow that goes on.
+    #[inline(always)]
+    pub const fn displaces(&self) -> i64 {
+        if self.state == state::FRAGMENT { self.timeout as i64 + 1 } else { i64::MAX }
+    }
+}
 
 /// Jiffies between two writes of `last_seen` at the least; about a second or less at every kernel's HZ.
 pub const TOUCH_EVERY: u64 = 100;
@@ -344,6 +354,17 @@ pub fn key_of<K: FlowKey>(packet: &Parsed<K::Address>, hook: Direction) -> K {
             echo_opener,
         ),
     }
+}
+
+/// The key under which a fragmented datagram lies beside the flows of an endpoint. No packet has it.
+#[inline(always)]
+pub fn fragment_key_of<K: FlowKey>(packet: &Parsed<K::Address>, hook: Direction) -> K {
+    let id = (packet.fragment_id as u16, (packet.fragment_id >> 16) as u16);
+    let (local, remote) = match hook {
+        Direction::Egress => (packet.source, packet.destination),
+        Direction::Ingress => (packet.destination, packet.source),
+    };
+    K::build(local, remote, id, packet.protocol, 3 + hook as u8)
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub mod bytes;
 pub mod cache;
 pub mod event;
 pub mod flow;
+pub mod fragment;
 pub mod identity;
 pub mod judge;
 pub mod known;

@@ -3,10 +3,11 @@
 //! Generic over [`Datapath`], so that the kernel programs, host tests and fuzzers run the same walk. What most packets take
 //! is in [`crate::known`]; everything else is [`prepare`] and [`decide`].
 
-use crate::abi::{Endpoint, Fragment, FragmentKey, Mode, PairKey, config, endpoint_flags};
+use crate::abi::{Endpoint, Mode, PairKey, config, endpoint_flags};
 use crate::cache::CachedVerdict;
 use crate::event::Event;
 use crate::flow::{Flow, is_first_answer, key_of, next_state, origin};
+use crate::fragment;
 use crate::identity::{Identity, Kind};
 use crate::judge::{
     Config, Family, Judgement, Maps, Metadata, Question, Serving, V4, ask_entry, find_address, find_origin,
@@ -16,7 +17,7 @@ use crate::known::{
     begins_anew, known_flow, live_flow, may_replace, opens, permitted_flow, put, remember_verdict,
 };
 use crate::packet::{FragmentPart, IcmpRole, Parsed};
-use crate::policy::{Decision, protocol};
+use crate::policy::Decision;
 use crate::reason::{Direction, Reason, Verdict};
 
 /// An entry of a flow table that other CPUs may change, or give to another key, at any time.
@@ -57,10 +58,6 @@ pub trait Datapath<F: Family>: Maps<F> {
     fn slot_of(&self, pair: &PairKey) -> u32;
     /// Counts a dropped packet by reason.
     fn count_drop(&self, reason: Reason, direction: Direction);
-    /// The ports of a datagram's first fragment.
-    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
-    /// Remembers the ports of a first fragment.
-    fn remember(&self, key: &FragmentKey, fragment: &Fragment);
     /// Whether one more event may be sent now.
     fn may_report(&self, now: u64) -> bool;
     /// Sends an event; its time is filled in.
@@ -234,29 +231,6 @@ fn admit_ingress<F: Family, M: Maps<F>>(
     Ok(false)
 }
 
-#[inline(always)]
-fn fragment_key<F: Family>(transit: &Transit<F>, ifindex: u32) -> FragmentKey {
-    FragmentKey {
-        source: F::wide(transit.packet.source),
-        destination: F::wide(transit.packet.destination),
-        id: transit.packet.fragment_id,
-        ifindex,
-        protocol: transit.packet.protocol,
-        family: F::VERSION,
-        direction: transit.hook as u8,
-        pad: 0,
-    }
-}
-
-/// A tag of a fragment key; fragments are reassembled within seconds, so a collision would have to be within those.
-#[inline(always)]
-fn fragment_tag(key: &FragmentKey) -> u32 {
-    let (s, d) = (key.source.words_be, key.destination.words_be);
-    (s[0] ^ s[1] ^ s[2] ^ s[3]).wrapping_mul(0x9e37_79b1)
-        ^ (d[0] ^ d[1] ^ d[2] ^ d[3]).wrapping_mul(0x85eb_ca6b)
-        ^ key.id
-}
-
 /// What the walk has found out about a packet that is not simply one of a known flow. In the kernel it lives in a
 /// per-CPU map: the stack of a program is 512 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -376,51 +350,16 @@ pub fn prepare<F: Family, D: Datapath<F>>(path: &D, endpoint: &Endpoint, work: &
     }
     let hook = work.transit.hook;
     if work.transit.packet.fragment as u8 != FragmentPart::Whole as u8 {
-        let fragment_key = fragment_key(&work.transit, endpoint.ifindex);
-        if work.transit.packet.fragment as u8 == FragmentPart::Later as u8 {
-            match path.fragment(&fragment_key) {
-                Some(first) if first.tag == fragment_tag(&fragment_key) => {
-                    recall(&mut work.transit.packet, first);
-                }
-                _ => return Step::Refuse(Reason::FragmentUnknown),
-            }
-            work.key = key_of(&work.transit.packet, hook);
-        } else if !matches!(work.transit.packet.icmp, IcmpRole::Error) {
-            // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it. Not of an ICMP
-            // error, whose addresses and ports are those of another packet.
-            let fragment = memory(&work.transit.packet, fragment_tag(&fragment_key));
-            path.remember(&fragment_key, &fragment);
+        // Before the verdict: later fragments are judged by the same ports, so nothing is gained by it.
+        if !fragment::settle(path, endpoint, &mut work.transit, work.now) {
+            return Step::Refuse(Reason::FragmentUnknown);
         }
+        work.key = key_of(&work.transit.packet, hook);
     }
     if !goes_first(&work.transit.packet) && known_flow(path, endpoint, &work.transit, &work.key) {
         return Step::Done(Action::Pass);
     }
     orient(path, endpoint, work)
-}
-
-/// What later fragments need of the first one: the ports, or the id of an echo and whether it is a request.
-#[inline(always)]
-fn memory<A>(packet: &Parsed<A>, tag: u32) -> Fragment {
-    let destination_port = match packet.icmp {
-        IcmpRole::EchoRequest | IcmpRole::EchoReply => packet.icmp as u16,
-        _ => packet.destination_port,
-    };
-    Fragment { tag, source_port: packet.source_port, destination_port }
-}
-
-/// Gives a later fragment what [`memory`] kept.
-#[inline(always)]
-fn recall<A>(packet: &mut Parsed<A>, first: Fragment) {
-    packet.source_port = first.source_port;
-    packet.destination_port = first.destination_port;
-    if matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6) {
-        let request = first.destination_port == IcmpRole::EchoRequest as u16;
-        let reply = first.destination_port == IcmpRole::EchoReply as u16;
-        if request || reply {
-            packet.icmp = if request { IcmpRole::EchoRequest } else { IcmpRole::EchoReply };
-            packet.destination_port = first.source_port;
-        }
-    }
 }
 
 /// Which way the flow was opened, and from where.

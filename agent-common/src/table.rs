@@ -10,7 +10,7 @@
 //! meanwhile sees old and new words of the same permitted flow.
 
 use crate::abi::map_type;
-use crate::flow::{Flow, FlowKey, FlowKey4, FlowKey6};
+use crate::flow::{Flow, FlowKey, FlowKey4, FlowKey6, state};
 
 /// In how many places a key may lie.
 pub const WINDOW: u32 = 8;
@@ -32,9 +32,14 @@ map_type!(FlowEntry<FlowKey4>, 48, key = 32);
 map_type!(FlowEntry<FlowKey6>, 72, key = 32);
 
 impl<K> FlowEntry<K> {
-    /// Whether a copy of it holds a flow: it was used, and nobody was writing it.
-    pub const fn is_flow(&self) -> bool {
+    /// Whether a copy of it is whole: it was used, and nobody was writing it.
+    pub const fn is_whole(&self) -> bool {
         self.flow.version != 0 && self.flow.version.is_multiple_of(2)
+    }
+
+    /// Whether a copy of it holds a flow, and no [fragment](crate::fragment).
+    pub const fn is_flow(&self) -> bool {
+        self.is_whole() && self.flow.state != state::FRAGMENT
     }
 }
 
@@ -99,7 +104,7 @@ pub fn find<K, P: Place<K>>(key: &K, home: u32, place: impl Fn(u32) -> Option<P>
 #[inline(always)]
 pub fn store<K, P: Place<K>>(key: &K, flow: &Flow, home: u32, place: impl Fn(u32) -> Option<P>) -> bool {
     for _ in 0..ATTEMPTS {
-        let (step, version) = choose(key, flow.last_seen, home, &place);
+        let (step, version) = choose(key, flow, home, &place);
         if step == WINDOW {
             return false;
         }
@@ -127,16 +132,16 @@ pub fn store<K, P: Place<K>>(key: &K, flow: &Flow, home: u32, place: impl Fn(u32
 /// written. [`WINDOW`] steps: there is no place. (No option: the compiler would read what is not there before it looks
 /// whether it is, which the verifier does not allow.)
 #[inline(always)]
-fn choose<K, P: Place<K>>(key: &K, now: u64, home: u32, place: &impl Fn(u32) -> Option<P>) -> (u32, u32) {
+fn choose<K, P: Place<K>>(key: &K, flow: &Flow, home: u32, place: &impl Fn(u32) -> Option<P>) -> (u32, u32) {
     let mut best = (WINDOW, 0);
-    let mut least = i64::MAX;
+    let mut least = flow.displaces();
     for step in 0..WINDOW {
         let Some(place) = place(home + step) else { return (WINDOW, 0) };
         let version = place.version();
         if version == 0 || place.holds(key) {
             return (step, version);
         }
-        let left = place.left(now);
+        let left = place.left(flow.last_seen);
         if left < least {
             least = left;
             best = (step, version);
@@ -279,6 +284,24 @@ mod tests {
             assert!(table.find(number).is_some(), "{number}");
         }
         assert!(table.find(5).is_none());
+    }
+
+    #[test]
+    fn a_fragment_takes_the_place_of_none_that_goes_on_and_gives_way_to_any_that_comes() {
+        let fragment = |last_seen| Flow { last_seen, timeout: 10, state: state::FRAGMENT, ..Flow::default() };
+        let table = Table::new();
+        for number in 0..WINDOW {
+            assert!(table.store(number, flow(100, if number == 5 { 11 } else { 60 })));
+        }
+        assert!(!table.store(50, fragment(100)), "all go on for longer");
+        assert!(table.store(50, fragment(101)) && table.find(5).is_none(), "one that goes as soon as it");
+        assert!(table.store(51, fragment(101)) && table.find(50).is_none(), "one of the same moment");
+        assert!(table.store(6, fragment(101)), "its own place");
+        assert!(
+            table.store(70, flow(101, 20)) && table.find(51).is_none(),
+            "the first of those that go first"
+        );
+        assert!(table.find(70).is_some());
     }
 
     #[test]

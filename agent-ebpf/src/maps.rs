@@ -1,10 +1,9 @@
 //! The map statics. Sizes are defaults; the agent sets the real ones when it creates the maps.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use portcullis_common::abi::{
-    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, Fragment, FragmentKey,
-    NumberKey, PairKey, config,
+    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, NumberKey, PairKey, config,
 };
 use portcullis_common::cache::{self, CachedVerdict};
 use portcullis_common::flow::{FlowKey4, FlowKey6};
@@ -56,8 +55,6 @@ pub static SLOTS: HashMap<PairKey, u32, 16_384, NO_PREALLOC> = HashMap::new();
 pub static NEXT_SLOT: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static DROPS: PerCpuArray<u64, { REASONS * 2 }> = PerCpuArray::new();
-#[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 8192> = LruHashMap::new();
 #[btf_map]
 pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 #[btf_map]

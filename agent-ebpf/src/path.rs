@@ -4,10 +4,10 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::mem::size_of;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
-use portcullis_common::abi::{Addr6, Endpoint, FlowBudget, Fragment, FragmentKey, PairKey, config};
+use portcullis_common::abi::{Addr6, Endpoint, FlowBudget, PairKey, config};
 use portcullis_common::cache::{self, CachedVerdict};
 use portcullis_common::event::Event;
 use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
@@ -231,18 +231,6 @@ macro_rules! datapath {
             #[inline(always)]
             fn count_drop(&self, reason: Reason, direction: Direction) {
                 count_drop(reason, direction);
-            }
-
-            #[inline(always)]
-            fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
-                // SAFETY: copied at once, and the value carries a tag of its key.
-                unsafe { FRAGMENTS.get(key) }.copied()
-            }
-
-            #[inline(always)]
-            fn remember(&self, key: &FragmentKey, fragment: &Fragment) {
-                // Where it cannot be remembered, the later fragments are dropped with a reason.
-                let _ = FRAGMENTS.insert(key, fragment, BPF_ANY as u64);
             }
 
             #[inline(always)]

@@ -8,7 +8,7 @@ use aya::maps::{Array, Map, MapData};
 use portcullis::datapath::mapped::Mapped;
 use portcullis_common::table::FlowEntry;
 
-/// Takes every flow out of a pinned table; returns how many there were.
+/// Takes every flow, and what is kept of fragments, out of a pinned table; returns how many flows there were.
 ///
 /// # Errors
 /// If there is no such table, or it cannot be written.
@@ -19,7 +19,7 @@ where
     change(pin, |_| FlowEntry::<K>::default())
 }
 
-/// Changes every flow of a pinned table; returns how many there were.
+/// Changes every flow, and what is kept of fragments, of a pinned table; returns how many flows there were.
 ///
 /// # Errors
 /// As for [`empty`].
@@ -29,10 +29,10 @@ where
 {
     let mapped = Mapped::<FlowEntry<K>>::open(pin)?;
     let entries = (0..mapped.len()).filter_map(|index| Some((index, mapped.get(index)?)));
-    let flows: Vec<_> = entries.filter(|(_, entry)| entry.is_flow()).collect();
+    let whole: Vec<_> = entries.filter(|(_, entry)| entry.is_whole()).collect();
     let mut table: Array<MapData, FlowEntry<K>> = Map::Array(MapData::from_pin(pin)?).try_into()?;
-    for (index, entry) in &flows {
+    for (index, entry) in &whole {
         table.set(*index, changed(*entry), 0)?;
     }
-    Ok(flows.len())
+    Ok(whole.iter().filter(|(_, entry)| entry.is_flow()).count())
 }

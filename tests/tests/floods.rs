@@ -11,6 +11,7 @@ use portcullis::datapath::{EndpointSpec, Reader, Sizes};
 use portcullis::policy::PodIdentity;
 use portcullis_common::abi::{ENDPOINT_SLOTS, Mode, config};
 use portcullis_common::flow::{state, timeout};
+use portcullis_common::fragment;
 use portcullis_common::{Direction, Identity, Kind, Reason, Verdict};
 use portcullis_tests::command::run;
 use portcullis_tests::fixture::{
@@ -205,6 +206,60 @@ fn one_endpoint_pushes_out_no_flow_of_another() {
             assert!(f.receives(&Packet::udp("10.0.0.3", port, "10.0.0.2", 80)));
         }
         assert_eq!(idle_flows(f, other), before);
+    });
+}
+
+/// A first fragment that the pod sends, and the end of the same datagram.
+fn fragments(source: &str, destination: &str, id: u32) -> [Packet; 2] {
+    let part = |offset, more| Packet::udp(source, 4000, destination, 80).data(32).fragment(offset, more, id);
+    [part(0, true), part(5, false)]
+}
+
+#[test]
+fn first_fragments_push_out_no_fragment_of_another_endpoint() {
+    with_sizes(Sizes { flows_size: ROOM, ..Sizes::default() }, |f| {
+        let other = other_endpoint(f);
+        let at_other = ProbeMetadata { ifindex: other, ..FROM_OUTSIDE };
+        let [first, end] = fragments("10.0.0.3", "10.0.0.4", 7);
+        assert!(f.run_with(EGRESS, &first.bytes(), at_other));
+        for id in 1..30_000 {
+            f.sends(&fragments("10.0.0.2", "10.0.0.3", id)[0]);
+            f.receives(&fragments("10.0.0.3", "10.0.0.2", id)[0]);
+        }
+        assert!(f.run_with(EGRESS, &end.bytes(), at_other), "its first fragment was pushed out");
+    });
+}
+
+#[test]
+fn first_fragments_push_out_no_flow_of_their_own_endpoint_and_flows_push_out_them() {
+    with_sizes(nine_places(), |f| {
+        let [question, answer] = [("10.0.0.2", "10.0.0.3"), ("10.0.0.3", "10.0.0.2")];
+        let ask = |port| Packet::udp(question.0, port, question.1, 80);
+        let hear = |port| Packet::udp(answer.0, 80, answer.1, port);
+        // Until there is no place left: those that were pushed out, others did.
+        (5000..5100).for_each(|port| assert!(f.sends(&ask(port)) && f.receives(&hear(port))));
+        let before = idle_flows(f, 1);
+        for (id, peer) in (0..500).flat_map(|id| [(id, "10.0.0.3"), (id, "10.0.0.9")]) {
+            f.sends(&fragments("10.0.0.2", peer, id)[0]);
+            f.receives(&fragments(peer, "10.0.0.2", id)[0]);
+        }
+        // The datagrams to the peer that is allowed have one flow, which took the place of one.
+        let after = idle_flows(f, 1);
+        assert!(after.len() == before.len() && before.len() >= 8, "{} and {}", before.len(), after.len());
+        let gone = before.iter().filter(|flow| !after.contains(flow)).count();
+        assert!(gone <= 2, "{gone} of {} flows were pushed out", before.len());
+        // Where nothing goes on any more there is room again, for a minute.
+        f.age(timeout::UDP + 1);
+        let [first, end] = fragments("10.0.0.2", "10.0.0.3", 7);
+        assert!(f.sends(&first) && f.sends(&end));
+        f.age(fragment::LIFE + 1);
+        let unknown = f.drops(Reason::FragmentUnknown, EGRESS);
+        assert!(!f.sends(&end), "its first fragment is too old");
+        assert_eq!(f.drops(Reason::FragmentUnknown, EGRESS), unknown + 1);
+        // A new flow has the place of a fragment as soon as it needs one.
+        f.sends(&first);
+        (6000..6100).for_each(|port| assert!(f.sends(&ask(port)) && f.receives(&hear(port))));
+        assert!(!f.sends(&end), "its place was needed");
     });
 }
 

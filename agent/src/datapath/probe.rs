@@ -99,7 +99,6 @@ pub fn load_programs() -> Result<Vec<Verified>, DatapathError> {
         ports_size: 1,
         counters_size: 1,
         flows_size: 1,
-        fragments_size: 1,
     };
     let mut loader = EbpfLoader::new();
     for name in names::ALL {

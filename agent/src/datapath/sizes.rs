@@ -5,8 +5,8 @@ use std::mem::size_of;
 
 use aya::maps::MapInfo;
 use portcullis_common::abi::{
-    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, Fragment, FragmentKey,
-    NumberKey, PairKey, config, names,
+    Addr6, Counters, Digest, ENDPOINT_SLOTS, Endpoint, EventBudget, FlowBudget, NumberKey, PairKey, config,
+    names,
 };
 use portcullis_common::identity::Identity;
 use portcullis_common::policy::{PortStep, Row, RowKey};
@@ -41,9 +41,6 @@ pub struct Sizes {
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Map sizes",
         value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub flows_size: u32,
-    /// Fragmented datagrams under way
-    #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Map sizes")]
-    pub fragments_size: u32,
 }
 
 impl Default for Sizes {
@@ -57,7 +54,6 @@ impl Default for Sizes {
             ports_size: 65_536,
             counters_size: 16_384,
             flows_size: 4096,
-            fragments_size: 8192,
         }
     }
 }
@@ -80,7 +76,6 @@ pub struct Shape {
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;
-const LRU_HASH: u32 = 9;
 const LPM_TRIE: u32 = 11;
 const ARRAY_OF_MAPS: u32 = 12;
 const RINGBUF: u32 = 27;
@@ -128,9 +123,6 @@ impl Shape {
             names::NEXT_SLOT => Self::new(ARRAY, 4, 8, 1),
             #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
             names::DROPS => Self::new(PERCPU_ARRAY, 4, 8, REASONS as u32 * 2),
-            names::FRAGMENTS => {
-                Self::new(LRU_HASH, size_of::<FragmentKey>(), size_of::<Fragment>(), sizes.fragments_size)
-            }
             names::EVENTS => Self::new(RINGBUF, 0, 0, EVENT_BYTES),
             names::EVENT_BUDGET => Self::new(PERCPU_ARRAY, 4, size_of::<EventBudget>(), 1),
             names::FLOW_BUDGETS => Self::new(ARRAY, 4, size_of::<FlowBudget>(), ENDPOINT_SLOTS * 2),

@@ -103,7 +103,6 @@ impl Node {
             ports_size: 64,
             counters_size: 16,
             flows_size: 64,
-            fragments_size: 16,
         };
         let options =
             Options { bpffs: self.bpffs.clone(), attach, sizes, sample: 0, event_rate: 10, new_flow_rate: 0 };

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use portcullis_common::abi::{Addr6, Counters, Endpoint, Fragment, FragmentKey, Mode, PairKey, config};
+use portcullis_common::abi::{Addr6, Counters, Endpoint, Mode, PairKey, config};
 use portcullis_common::bytes::Bytes;
 use portcullis_common::cache::CachedVerdict;
 use portcullis_common::event::Event;
-use portcullis_common::flow::{Flow, FlowKey4, FlowKey6};
+use portcullis_common::flow::{Flow, FlowKey4, FlowKey6, state};
 use portcullis_common::judge::{Config, Family, Maps, Metadata, V4, V6};
 use portcullis_common::packet::{
     ETHERNET, FragmentPart, Packet as _, Parsed, parse_ipv4, parse_ipv4_direct, parse_ipv6, parse_ipv6_direct,
@@ -40,7 +40,6 @@ pub struct Host {
     words: [u32; config::WORDS as usize],
     flows4: RefCell<HashMap<FlowKey4, Entry>>,
     flows6: RefCell<HashMap<FlowKey6, Entry>>,
-    fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     verdicts4: RefCell<HashMap<usize, CachedVerdict<u32>>>,
     verdicts6: RefCell<HashMap<usize, CachedVerdict<Addr6>>>,
     /// After how many more looks whose a flow is another processor has put another's in its place, if one does.
@@ -92,7 +91,6 @@ impl Host {
             words,
             flows4: RefCell::default(),
             flows6: RefCell::default(),
-            fragments: RefCell::default(),
             verdicts4: RefCell::default(),
             verdicts6: RefCell::default(),
             replaced_after: Rc::default(),
@@ -122,7 +120,6 @@ impl Host {
     pub fn forget(&self) {
         self.flows4.borrow_mut().clear();
         self.flows6.borrow_mut().clear();
-        self.fragments.borrow_mut().clear();
         self.verdicts4.borrow_mut().clear();
         self.verdicts6.borrow_mut().clear();
     }
@@ -144,22 +141,17 @@ impl Host {
 
     /// The IPv4 flows.
     pub fn flows4(&self) -> Vec<(FlowKey4, Flow)> {
-        self.flows4.borrow().iter().map(|(key, entry)| (*key, entry.0.get())).collect()
+        flows(&self.flows4)
     }
 
     /// The IPv6 flows.
     pub fn flows6(&self) -> Vec<(FlowKey6, Flow)> {
-        self.flows6.borrow().iter().map(|(key, entry)| (*key, entry.0.get())).collect()
-    }
-
-    /// Keys of the datagrams whose first fragment was seen.
-    pub fn fragments(&self) -> Vec<FragmentKey> {
-        self.fragments.borrow().keys().copied().collect()
+        flows(&self.flows6)
     }
 
     /// How many flows there are.
     pub fn flow_count(&self) -> usize {
-        self.flows4.borrow().len() + self.flows6.borrow().len()
+        self.flows4().len() + self.flows6().len()
     }
 
     /// The event of the last packet, if it made one.
@@ -289,6 +281,13 @@ impl Config for Host {
     }
 }
 
+/// What is in a table without the fragments.
+fn flows<K: Copy>(table: &RefCell<HashMap<K, Entry>>) -> Vec<(K, Flow)> {
+    let all = table.borrow();
+    let flows = all.iter().map(|(key, entry)| (*key, entry.0.get()));
+    flows.filter(|(_, flow)| flow.state != state::FRAGMENT).collect()
+}
+
 macro_rules! datapath {
     ($family:ty, $address:ty, $key:ty, $flows:ident, $verdicts:ident, $wide:expr) => {
         impl Maps<$family> for Host {
@@ -341,12 +340,6 @@ macro_rules! datapath {
             }
             fn count_drop(&self, reason: Reason, direction: Direction) {
                 self.count_dropped(reason, direction);
-            }
-            fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
-                self.fragments.borrow().get(key).copied()
-            }
-            fn remember(&self, key: &FragmentKey, fragment: &Fragment) {
-                self.fragments.borrow_mut().insert(*key, *fragment);
             }
             fn may_report(&self, _: u64) -> bool {
                 true
