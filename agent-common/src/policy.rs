@@ -182,9 +182,11 @@ pub trait PolicyMaps {
     /// The step at this index.
     fn step(&self, index: u32) -> Option<PortStep>;
     /// The same number. In the kernel the verifier must not know more about it than that it is one: what it knows of
-    /// the bounds of a search differs on every way through it, and each would be followed by itself.
+    /// the bounds of a search differs on every way through it, and each would be followed by itself. `any` is a number
+    /// of which it knows nothing.
     #[inline(always)]
-    fn opaque(&self, number: u32) -> u32 {
+    fn opaque(&self, number: u32, any: u32) -> u32 {
+        let _ = any;
         number
     }
     /// What [`decisive_step`] finds. The kernel has one function for it, which all ways to a verdict call.
@@ -254,8 +256,8 @@ pub fn decisive_step<M: PolicyMaps>(
     let mut found = row.decision;
     // 2^18 is more than the number of keys, so this is every step that a function can have.
     for _ in 0..18 {
-        low = maps.opaque(low);
-        high = maps.opaque(high);
+        low = maps.opaque(low, row.steps_at);
+        high = maps.opaque(high, row.steps_at);
         if low >= high {
             break;
         }

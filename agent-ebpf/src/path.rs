@@ -74,16 +74,11 @@ impl PolicyMaps for Path {
     }
 
     #[inline(always)]
-    fn opaque(&self, number: u32) -> u32 {
-        let mut cell = 0u32;
-        let halves = addr_of_mut!(cell).cast::<u16>();
-        let [a, b, c, d] = number.to_ne_bytes();
-        // SAFETY: both halves of a word on the stack. What is written in parts is not followed by the verifier.
-        unsafe {
-            write_volatile(halves, u16::from_ne_bytes([a, b]));
-            write_volatile(halves.add(1), u16::from_ne_bytes([c, d]));
-            read_volatile(addr_of!(cell))
-        }
+    fn opaque(&self, number: u32, any: u32) -> u32 {
+        let cell = addr_of!(any);
+        // SAFETY: a word on the stack. The compiler may not take the two for one; the processor has both at once, where a number
+        // that is written in halves and read whole, which the verifier does not follow either, takes it a dozen cycles.
+        unsafe { number.wrapping_add(read_volatile(cell)).wrapping_sub(read_volatile(cell)) }
     }
 }
 
