@@ -44,4 +44,6 @@ pub struct Connection {
     pub original: Tuple,
     /// The answers before any translation.
     pub reply: Tuple,
+    /// The last packet of its handshake has not come by: it may have been the one that had no flow.
+    pub half_open: bool,
 }

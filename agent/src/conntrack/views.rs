@@ -25,6 +25,8 @@ pub struct View {
     pub opener: Direction,
     /// Interface that the opener's packets came into the node by; `0`: they are the node's own.
     pub ingress_ifindex: u32,
+    /// As in [`Connection`].
+    pub half_open: bool,
 }
 
 /// Which addresses are where on this node.
@@ -37,13 +39,14 @@ pub trait Places {
 
 /// The views of a connection at all endpoints of this node.
 pub fn views(connection: &Connection, places: &impl Places) -> Vec<View> {
-    let Connection { original, reply } = connection;
+    let Connection { original, reply, half_open } = *connection;
     let opened = places.endpoints(original.sender()).iter().map(|&ifindex| View {
         ifindex,
         local: original.source,
         remote: original.destination,
         opener: Direction::Egress,
         ingress_ifindex: 0,
+        half_open,
     });
     let ingress_ifindex = if places.is_node(original.sender()) {
         0
@@ -56,6 +59,7 @@ pub fn views(connection: &Connection, places: &impl Places) -> Vec<View> {
         remote: reply.destination,
         opener: Direction::Ingress,
         ingress_ifindex,
+        half_open,
     });
     opened.chain(accepted).collect()
 }
@@ -85,8 +89,11 @@ mod tests {
     }
 
     fn seen(original: (&str, &str), reply: (&str, &str)) -> Vec<String> {
-        let connection =
-            Connection { original: tuple(original.0, original.1), reply: tuple(reply.0, reply.1) };
+        let connection = Connection {
+            original: tuple(original.0, original.1),
+            reply: tuple(reply.0, reply.1),
+            half_open: false,
+        };
         let say =
             |v: View| format!("{} {} {} {} {}", v.ifindex, v.opener, v.local, v.remote, v.ingress_ifindex);
         views(&connection, &Node).into_iter().map(say).collect()

@@ -37,8 +37,10 @@ const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
 
-/// States in which data may still flow: `TCP_CONNTRACK_ESTABLISHED`, `_FIN_WAIT`, `_CLOSE_WAIT`.
-const LIVE: std::ops::RangeInclusive<u8> = 3..=5;
+/// `TCP_CONNTRACK_SYN_RECV`: what follows the answer to a SYN has not come by.
+const HALF_OPEN: u8 = 2;
+/// States in which data may still flow, or will: `TCP_CONNTRACK_SYN_RECV`, `_ESTABLISHED`, `_FIN_WAIT`, `_CLOSE_WAIT`.
+const LIVE: std::ops::RangeInclusive<u8> = HALF_OPEN..=5;
 /// `IP_CT_TCP_FLAG_BE_LIBERAL`: set where the tracking began midway, or goes past the tracker.
 const BE_LIBERAL: u8 = 0x08;
 const IPS_SEEN_REPLY: u32 = 1 << 1;
@@ -102,7 +104,12 @@ fn connection(payload: &[u8]) -> Option<Connection> {
     }
     let (status, tcp) = (status?, tcp?);
     let answered = status & IPS_SEEN_REPLY != 0 && status & IPS_DYING == 0;
-    (answered && tcp.live && !tcp.midway).then_some(Connection { original: original?, reply: reply? })
+    let half_open = tcp.half_open;
+    (answered && tcp.live && !tcp.midway).then_some(Connection {
+        original: original?,
+        reply: reply?,
+        half_open,
+    })
 }
 
 fn tuple(nested: &[u8]) -> Option<Tuple> {
@@ -161,6 +168,7 @@ fn ports_of(nested: &[u8]) -> Option<(u16, u16)> {
 /// What is told of a TCP connection's life.
 struct Life {
     live: bool,
+    half_open: bool,
     midway: bool,
 }
 
@@ -178,7 +186,12 @@ fn protocol_info(nested: &[u8]) -> Option<Life> {
             _ => {}
         }
     }
-    Some(Life { live: LIVE.contains(&state?), midway: (original? | reply?) & BE_LIBERAL != 0 })
+    let state = state?;
+    Some(Life {
+        live: LIVE.contains(&state),
+        half_open: state == HALF_OPEN,
+        midway: (original? | reply?) & BE_LIBERAL != 0,
+    })
 }
 
 /// A question to the kernel.

@@ -32,11 +32,13 @@ fn a_recorded_connection_has_the_addresses_before_and_behind_the_translation() {
     let expected = Connection {
         original: tuple_of("10.1.0.2:53048", "10.96.0.1:80"),
         reply: tuple_of("10.2.0.2:8080", "10.2.0.1:53048"),
+        half_open: false,
     };
     assert_eq!(content_of(&recorded("translated")), Content::Connection(expected));
     let expected = Connection {
         original: tuple_of("[fd01::2]:51918", "[fd02::2]:8080"),
         reply: tuple_of("[fd02::2]:8080", "[fd01::2]:51918"),
+        half_open: false,
     };
     assert_eq!(content_of(&recorded("ipv6")), Content::Connection(expected));
 }
@@ -47,11 +49,11 @@ fn what_was_picked_up_midway_is_none() {
 }
 
 #[test]
-fn only_states_in_which_data_flows_are_connections() {
+fn only_states_in_which_data_flows_or_will_are_connections() {
     for (state, live) in [
         (0, false),
         (1, false),
-        (2, false),
+        (2, true),
         (3, true),
         (4, true),
         (5, true),
@@ -61,6 +63,8 @@ fn only_states_in_which_data_flows_are_connections() {
     ] {
         let content = content_of(&replaced("translated", &STATE, &[5, 0, 1, 0, state]));
         assert_eq!(matches!(content, Content::Connection(_)), live, "state {state}");
+        let half_open = matches!(content, Content::Connection(connection) if connection.half_open);
+        assert_eq!(half_open, state == 2, "state {state}");
     }
 }
 

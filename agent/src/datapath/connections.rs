@@ -130,10 +130,11 @@ impl Datapath {
         !self.adopted && self.seeding || sys::has_exclusive_test_runs()
     }
 
-    /// Runs the programs on a connection's SYN and then, if it passed, on the rest of its handshake.
+    /// Runs the programs on a connection's SYN and then, if it passed, on the rest of its handshake, as far as it came: what
+    /// is half open is soon forgotten, and a flood of it pushes out no open connection.
     fn judge_view(&mut self, view: &View) -> Result<bool, DatapathError> {
         let Some(mac) = self.slots.of(view.ifindex).map(|endpoint| endpoint.mac) else { return Ok(false) };
-        let View { ifindex, local, remote, opener, ingress_ifindex } = *view;
+        let View { ifindex, local, remote, opener, ingress_ifindex, half_open } = *view;
         let mut run = |hook: Direction, flags, ingress_ifindex| -> Result<bool, DatapathError> {
             let (source, destination): (SocketAddr, SocketAddr) = match hook {
                 Direction::Egress => (local, remote),
@@ -146,7 +147,7 @@ impl Datapath {
         let back = opener.opposite();
         Ok(run(opener, SYN, ingress_ifindex)?
             && run(back, SYN_ACK, ingress_ifindex)?
-            && run(opener, ACK, ingress_ifindex)?)
+            && (half_open || run(opener, ACK, ingress_ifindex)?))
     }
 }
 

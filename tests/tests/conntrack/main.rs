@@ -5,8 +5,8 @@ mod pair;
 mod raw;
 mod scene;
 
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,6 +190,40 @@ fn a_connection_that_lost_its_flow_is_judged_under_the_policy_of_now() -> Result
                 let _ = pair.server.set_read_timeout(Some(SOON));
                 pair.server.read(&mut [0; 16]).is_ok_and(|length| length > 0)
             })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_that_loses_its_flow_in_the_middle_of_its_handshake_lives_on() -> Result<()> {
+    privileged_test(|| {
+        let shop = Shop::tracked(Network::Routed)?;
+        let [api, db, ..] = shop.pods();
+        let agent = shop.agent(&[])?;
+        for (at, tool) in both(db, 5432).into_iter().zip(["iptables", "ip6tables"]) {
+            let listener = db.ns.run(|| Ok(TcpListener::bind(at)?))?;
+            // The answer to its SYN arrives, and what it says to that does not: as when the programs of a new pod come between.
+            let rule = "OUTPUT -p tcp --tcp-flags SYN,ACK ACK -j DROP";
+            api.ns.firewall(tool, &format!("-A {rule}"))?;
+            let mut client = api.ns.run(|| Ok(TcpStream::connect(at)?))?;
+            for pod in [api, db] {
+                forget_flows(&agent, pod)?;
+            }
+            api.ns.firewall(tool, &format!("-D {rule}"))?;
+            client.write_all(b"x")?;
+            listener.set_nonblocking(true)?;
+            let mut accepted = None;
+            eventually("the server to accept", || {
+                accepted = listener.accept().ok();
+                accepted.is_some()
+            })?;
+            let (mut server, _) = accepted.context("it was accepted")?;
+            server.set_read_timeout(Some(SOON))?;
+            server.read_exact(&mut [0])?;
+            server.write_all(b"y")?;
+            client.set_read_timeout(Some(SOON))?;
+            client.read_exact(&mut [0])?;
         }
         Ok(())
     })
