@@ -2,7 +2,7 @@
 //! So one pod's fragments push out nothing of another's; and of its own only what would be absent as soon as they.
 
 use crate::abi::{Endpoint, config};
-use crate::flow::{Flow, fragment_key_of, state};
+use crate::flow::{Flow, expired, fragment_key_of, state};
 use crate::judge::Family;
 use crate::packet::{FragmentPart, IcmpRole, Parsed};
 use crate::policy::protocol;
@@ -26,8 +26,8 @@ pub fn settle<F: Family, D: Datapath<F>>(
     if transit.packet.fragment as u8 == FragmentPart::Later as u8 {
         let Some(entry) = path.flow(endpoint, transit.slot, &key) else { return false };
         let first = entry.load();
-        let age = now.wrapping_sub(first.last_seen);
-        if !entry.is_still(&key) || age > u64::from(LIFE) * u64::from(path.config(config::HZ)) {
+        let timeout = LIFE.wrapping_mul(path.config(config::HZ));
+        if !entry.is_still(&key) || expired(&Flow { timeout, ..first }, now) {
             return false;
         }
         recall(&mut transit.packet, first.origin);
