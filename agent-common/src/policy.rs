@@ -182,11 +182,10 @@ pub trait PolicyMaps {
     /// The step at this index.
     fn step(&self, index: u32) -> Option<PortStep>;
     /// The same number. In the kernel the verifier must not know more about it than that it is one: what it knows of
-    /// the bounds of a search differs on every way through it, and each would be followed by itself. `any` is a number
+    /// the bounds of a search differs on every way through it, and each would be followed by itself. `_any` is a number
     /// of which it knows nothing.
     #[inline(always)]
-    fn opaque(&self, number: u32, any: u32) -> u32 {
-        let _ = any;
+    fn opaque(&self, number: u32, _any: u32) -> u32 {
         number
     }
     /// What [`decisive_step`] finds. The kernel has one function for it, which all ways to a verdict call.

@@ -104,8 +104,8 @@ fn connection(payload: &[u8]) -> Option<Connection> {
     }
     let (status, tcp) = (status?, tcp?);
     let answered = status & IPS_SEEN_REPLY != 0 && status & IPS_DYING == 0;
-    let half_open = tcp.half_open;
-    (answered && tcp.live && !tcp.midway).then_some(Connection {
+    let half_open = tcp.state == HALF_OPEN;
+    (answered && LIVE.contains(&tcp.state) && !tcp.midway).then_some(Connection {
         original: original?,
         reply: reply?,
         half_open,
@@ -167,8 +167,7 @@ fn ports_of(nested: &[u8]) -> Option<(u16, u16)> {
 
 /// What is told of a TCP connection's life.
 struct Life {
-    live: bool,
-    half_open: bool,
+    state: u8,
     midway: bool,
 }
 
@@ -186,12 +185,7 @@ fn protocol_info(nested: &[u8]) -> Option<Life> {
             _ => {}
         }
     }
-    let state = state?;
-    Some(Life {
-        live: LIVE.contains(&state),
-        half_open: state == HALF_OPEN,
-        midway: (original? | reply?) & BE_LIBERAL != 0,
-    })
+    Some(Life { state: state?, midway: (original? | reply?) & BE_LIBERAL != 0 })
 }
 
 /// A question to the kernel.

@@ -17,6 +17,7 @@ use portcullis_tests::node::OUTSIDE;
 use portcullis_tests::packets::flags;
 use portcullis_tests::shop::DB_CLOSED;
 use portcullis_tests::{Agent, Network, PodObject, eventually, privileged_test};
+use socket2::SockRef;
 
 use pair::{Pair, Speaker};
 use raw::Raw;
@@ -212,18 +213,9 @@ fn a_connection_that_loses_its_flow_in_the_middle_of_its_handshake_lives_on() ->
             }
             api.ns.firewall(tool, &format!("-D {rule}"))?;
             client.write_all(b"x")?;
-            listener.set_nonblocking(true)?;
-            let mut accepted = None;
-            eventually("the server to accept", || {
-                accepted = listener.accept().ok();
-                accepted.is_some()
-            })?;
-            let (mut server, _) = accepted.context("it was accepted")?;
-            server.set_read_timeout(Some(SOON))?;
-            server.read_exact(&mut [0])?;
-            server.write_all(b"y")?;
-            client.set_read_timeout(Some(SOON))?;
-            client.read_exact(&mut [0])?;
+            SockRef::from(&listener).set_read_timeout(Some(SOON))?;
+            let (server, _) = listener.accept().context("accepting what lost its flow")?;
+            Pair { client, server, what: format!("to {at}") }.talk(SOON)?;
         }
         Ok(())
     })

@@ -11,7 +11,7 @@ use super::{NEVER, SOON};
 
 /// Both ends of a TCP connection.
 pub struct Pair {
-    client: TcpStream,
+    pub client: TcpStream,
     pub server: TcpStream,
     pub what: String,
 }
